@@ -1,0 +1,32 @@
+"""Infusion: teach a text-to-image model a concept in a few kilobytes, without breaking the model."""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "UserError": "errors",
+    "Concept": "concept",
+    "load_concept": "concept",
+    "Base": "base",
+    "Denoiser": "base",
+    "load_base": "base",
+    "Infusion": "methods",
+    "Adapter": "methods",
+    "subject_masks": "masks",
+    "TrainingSettings": "training",
+    "train": "training",
+    "save_adapter": "adapter_file",
+    "load_adapter": "adapter_file",
+    "generate": "pipeline",
+    "customize": "pipeline",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when first used, so that `import infusion` costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'infusion' has no attribute '{name}'")
+    return getattr(import_module(f"infusion.{_HOMES[name]}"), name)

@@ -1,0 +1,124 @@
+"""Adapter <-> one small .safetensors file that explains itself."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from infusion.base import Base, same_base
+from infusion.errors import UserError
+from infusion.files import whole_file
+from infusion.methods import METHODS, Adapter
+from infusion.settings import from_mapping
+
+_SCHEMA = 1
+
+
+def save_adapter(
+    adapter: Adapter, path: str | Path, base: Base, training: Mapping[str, Any] | None = None
+) -> int:
+    """Write an adapter; returns the file's size in bytes.
+
+    Args:
+        base: what it was trained on; its id and fingerprint go into the file.
+        training: settings and figures of its training worth keeping, as JSON values.
+
+    Raises:
+        UserError: the file cannot be written. Nothing is left half-written.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state_dict().items()}
+    about = {
+        "schema": _SCHEMA,
+        "method": adapter.method.name,
+        "paper": adapter.method.paper,
+        "settings": asdict(adapter.method),  # type: ignore[call-overload]
+        "concept_name": adapter.concept_name,
+        "class_noun": adapter.class_noun,
+        "base": {"id": base.id, "fingerprint": base.fingerprint()},
+        "training": dict(training or {}),
+        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    metadata = {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"stable-diffusion-v1/{adapter.method.name}",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": adapter.concept_name,
+        "modelspec.date": about["created"],
+        "modelspec.trigger_phrase": f"<{adapter.concept_name}>",
+        "modelspec.prediction_type": "v" if base.scheduler.config.prediction_type == "v_prediction" else "epsilon",
+        "infusion": json.dumps(about, sort_keys=True),
+    }
+    metadata["infusion.sha256"] = _digest(tensors, metadata)
+    content = save(tensors, metadata=metadata)
+    with whole_file(Path(path)) as temporary:
+        temporary.write_bytes(content)
+    return len(content)
+
+
+def read_adapter_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What an adapter file says of itself, and its tensors by name.
+
+    Raises:
+        UserError: it cannot be read, was made by something else, or has been changed since it was written.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except FileNotFoundError as error:
+        raise UserError(f"There is no adapter file {path}.") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a readable .safetensors file ({error}).") from error
+    if "infusion" not in metadata:
+        raise UserError(f"{path} is a .safetensors file of another tool; adapter files are made by `infusion train`.")
+    if metadata.pop("infusion.sha256", None) != _digest(tensors, metadata):
+        raise UserError(f"{path} is damaged: its contents do not match the checksum it carries; get it anew.")
+    about = json.loads(metadata["infusion"])
+    if about["schema"] > _SCHEMA:
+        raise UserError(f"{path} was written by a newer version (schema {about['schema']}); update this package.")
+    return about, tensors
+
+
+def load_adapter(path: str | Path, base: Base, any_base: bool = False) -> Adapter:
+    """Read an adapter for a base.
+
+    Args:
+        any_base: also accept a base other than the one it was trained on, as long as the layers agree.
+
+    Raises:
+        UserError: the file is unusable (`read_adapter_file`), or is for another base.
+    """
+    about, tensors = read_adapter_file(path)
+    if about["method"] not in METHODS:
+        raise UserError(f'{path} was made by the method "{about["method"]}"; known are: {", ".join(METHODS)}.')
+    method = from_mapping(METHODS[about["method"]], about["settings"])
+    adapter = method.empty_adapter(tensors, about["concept_name"], about["class_noun"])
+    made_for = about["base"]
+    if not any_base and not same_base(made_for["fingerprint"], base.fingerprint()):
+        raise UserError(
+            f'{path} was trained on the base "{made_for["id"]}", but the base loaded is "{base.id}", whose weights '
+            f"differ; load that base, or allow any base (--any-base, any_base=True) for a fine-tune of it."
+        )
+    adapter.check_fits(base)
+    adapter.load_state_dict(tensors)
+    return adapter.to(base.device).eval()
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

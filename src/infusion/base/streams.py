@@ -1,0 +1,167 @@
+"""Rows that name a concept run twice: as their untouched foundation, then customized beside it.
+
+The foundation pass is the unmodified network on the whole batch, so every row without a concept is the base model's
+to the bit. The customized pass runs only the rows that name a concept; at every cross-attention their queries are
+replaced by their twin's, so that the attention maps are the foundation's (keys come from the same text), and learned
+residuals are added to the values at the concept's tokens:
+
+    out_c = A_f (V + sum_{j in J} e_j r_l^T)        Infusion, arXiv 2404.14007, section 4
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from torch import Tensor, nn
+
+from infusion.base.cross_attention import cross_attentions
+from infusion.base.edits import hook_output, wrap_forward
+from infusion.errors import UserError
+from infusion.prompts import ConceptTokens
+
+
+@dataclass(frozen=True)
+class ValueResiduals:
+    """The edit of one concept: a vector to add to the values of every layer at the concept's tokens.
+
+    vectors: [width] by layer path. borrows: whether the concept's rows take the foundation's queries.
+    """
+
+    concept: str
+    vectors: Mapping[str, Tensor]
+    borrows: bool
+
+
+@dataclass(frozen=True)
+class _Customized:
+    """The rows of the customized pass: K of the batch's rows.
+
+    at: [K] their places in the batch. tokens: what each names, and where. borrows: [K] whether it takes its twin's
+    queries.
+    """
+
+    at: Tensor
+    tokens: Sequence[ConceptTokens]
+    borrows: Tensor
+
+
+class TwinStreams:
+    """Runs a UNet with value residuals. `rows` says which concepts each row of the next batch names, and where."""
+
+    def __init__(self, network: nn.Module, residuals: Sequence[ValueResiduals]) -> None:
+        self.network = network
+        self.residuals = {residual.concept: residual for residual in residuals}
+        self.rows: Sequence[ConceptTokens] = ()
+        self.borrows: Tensor | None = None
+        self._recording: _Customized | None = None
+        self._replaying: _Customized | None = None
+        self._queries: dict[str, Tensor] = {}
+
+    @contextmanager
+    def attached(self) -> Iterator["TwinStreams"]:
+        """Within the block every call of the network is run in two streams; afterwards no trace is left."""
+        with ExitStack() as stack:
+            for path, layer in cross_attentions(self.network).items():
+                stack.enter_context(hook_output(layer.to_q, partial(self._on_queries, path)))
+                stack.enter_context(hook_output(layer.to_v, partial(self._on_values, path)))
+            stack.enter_context(wrap_forward(self.network, self._forward))
+            yield self
+
+    def _forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        inputs = dict(zip(("sample", "timestep", "encoder_hidden_states"), args, strict=False)) | kwargs
+        as_dict = inputs.pop("return_dict", True)
+        batch_size = len(inputs["sample"])
+        customized = self._plan(batch_size, inputs["sample"].device)
+        if customized is None:
+            return original(**inputs, return_dict=as_dict)
+        prediction = self._foundation_pass(original, inputs, customized)
+        changed = self._customized_pass(original, inputs, customized)
+        if len(customized.tokens) < batch_size:
+            changed = prediction.index_copy(0, customized.at, changed)
+        return UNet2DConditionOutput(sample=changed) if as_dict else (changed,)
+
+    def _plan(self, batch_size: int, device: torch.device) -> _Customized | None:
+        """Which rows of a batch are customized; under guidance the unconditional rows come first."""
+        share, rest = divmod(batch_size, max(1, len(self.rows)))
+        if rest or share not in (1, 2):
+            raise UserError(
+                f"The pipeline calls its network with {batch_size} rows for {len(self.rows)} prompts; pipelines with "
+                "one row a prompt, or two for classifier-free guidance, can be customized."
+            )
+        first = batch_size - len(self.rows)
+        named = [row for row, tokens in enumerate(self.rows) if tokens]
+        if not named:
+            return None
+        if self.borrows is None:
+            borrows = torch.tensor([all(self.residuals[name].borrows for name in self.rows[row]) for row in named])
+        else:
+            borrows = self.borrows[named]
+        at = torch.tensor(named, device=device) + first
+        return _Customized(at, [self.rows[row] for row in named], borrows.to(device))
+
+    def _foundation_pass(
+        self, original: Callable[..., Any], inputs: Mapping[str, Any], customized: _Customized
+    ) -> Tensor | None:
+        """The untouched network on the whole batch, without gradient; skipped where nothing of it is needed."""
+        if len(customized.tokens) == len(inputs["sample"]) and not customized.borrows.any():
+            return None
+        self._recording = customized
+        try:
+            with torch.no_grad():
+                return original(**inputs, return_dict=False)[0]
+        finally:
+            self._recording = None
+
+    def _customized_pass(
+        self, original: Callable[..., Any], inputs: Mapping[str, Any], customized: _Customized
+    ) -> Tensor:
+        """The rows that name a concept, with their twins' queries and the residuals on their values."""
+        batch_size = len(inputs["sample"])
+        self._replaying = customized
+        try:
+            rows = {name: _take_rows(value, customized.at, batch_size) for name, value in inputs.items()}
+            return original(**rows, return_dict=False)[0]
+        finally:
+            self._replaying = None
+            self._queries.clear()
+
+    def _on_queries(self, path: str, queries: Tensor) -> Tensor:
+        """queries [B, N, W]: kept in the foundation pass, taken over in the customized one."""
+        if self._recording:
+            self._queries[path] = queries[self._recording.at]
+        if self._replaying and path in self._queries:
+            return torch.where(self._replaying.borrows[:, None, None], self._queries[path], queries)
+        return queries
+
+    def _on_values(self, path: str, values: Tensor) -> Tensor:
+        """values [K, T, W]: the residual of every concept is added at the tokens that name it."""
+        if not self._replaying:
+            return values
+        for concept, residual in self.residuals.items():
+            if path in residual.vectors:
+                here = _indicator([tokens.get(concept, ()) for tokens in self._replaying.tokens], values)
+                values = values + (here[..., None] * residual.vectors[path]).to(values.dtype)
+        return values
+
+
+def _indicator(positions: Sequence[Sequence[int]], values: Tensor) -> Tensor:
+    """1 at the given tokens of each row, 0 elsewhere: [K, T], fp32."""
+    here = torch.zeros(values.shape[:2])
+    for row, tokens in enumerate(positions):
+        here[row, list(tokens)] = 1
+    return here.to(values.device)
+
+
+def _take_rows(value: Any, at: Tensor, batch_size: int) -> Any:
+    """The rows `at` of everything that has one entry per row of the batch; all else as it is."""
+    if isinstance(value, Tensor):
+        return value[at] if value.dim() and len(value) == batch_size else value
+    if isinstance(value, Mapping):
+        return {name: _take_rows(item, at, batch_size) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_take_rows(item, at, batch_size) for item in value)
+    return value

@@ -1,0 +1,647 @@
+"""Words on a command line -> files: `infusion train`, `generate`, `show`, `demo`."""
+
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from infusion.errors import UserError, all_at_once, nearest
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from rich.console import Console
+
+    from infusion.base import Base
+    from infusion.concept import Concept
+    from infusion.masks import SubjectMask
+    from infusion.methods import Adapter
+    from infusion.training import Progress, TrainingSettings
+
+MAX_SEEDS = 10_000
+PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_GRID_ROWS, _GRID_COLUMNS = 16, 8
+_PREVIEW_SEEDS = range(4)
+_INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Teach a diffusion model one thing from a few pictures, and leave everything else it knows untouched.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """The entry point. What a person got wrong is one sentence and exit code 1; our own faults keep a traceback."""
+    _quieten()
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error))
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, without importing torch
+            raise
+        _fail("The device ran out of memory. Use a smaller batch size, a smaller base, or --device cpu.")
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _quieten() -> None:
+    """The one place that silences what torch, diffusers and transformers say about themselves."""
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    warnings.filterwarnings("ignore", module=r"(torch|diffusers|transformers|huggingface_hub)\b")
+
+
+class _SettingsCommand(TyperCommand):
+    """A command some of whose flags are settings: their help is read where the settings are declared."""
+
+    def format_help(self, *args: Any) -> None:
+        from infusion.settings import allowed
+
+        fields = {field.name: (field, hint) for cls in _settings_classes() for field, hint in _fields(cls)}
+        for param in self.params:
+            if param.name in fields:
+                field, hint = fields[param.name]
+                about = f"{field.metadata.get('help', '')} {allowed(field, hint).capitalize()}."
+                param.help = f"{about} [default: {field.default}]"  # type: ignore[attr-defined]
+        super().format_help(*args)
+
+
+Setting = Annotated[str | None, typer.Option(metavar="VALUE", show_default=False)]
+BaseOption = Annotated[str, typer.Option(metavar="NAME", help='"toybox", a folder, or a hub id.')]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps ... [default: the fastest there is]"),
+]
+
+
+@app.command(cls=_SettingsCommand)
+def train(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="The folder of pictures.", show_default=False)],
+    class_noun: Annotated[
+        str, typer.Option(help="What kind of thing it is, in the base model's words: cat.")
+    ],
+    name: Annotated[
+        str | None,
+        typer.Option(help="What prompts call it: my-cat, for <my-cat>. [default: the folder's name]"),
+    ] = None,
+    base: BaseOption = "toybox",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The adapter file. [default: NAME.safetensors]"),
+    ] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Masks with the names of the pictures; white is learnt."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Settings in a TOML file: one name = value a line.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Any setting, also those without a flag; repeatable."
+        ),
+    ] = None,
+    # Settings: None is "not given". Their explanation and defaults stand in their dataclasses.
+    learning_rate: Setting = None,
+    max_train_steps: Setting = None,
+    layers: Setting = None,
+    streams: Setting = None,
+    mixing_probability: Setting = None,
+    train_batch_size: Setting = None,
+    gradient_accumulation_steps: Setting = None,
+    lr_scheduler: Setting = None,
+    flip: Annotated[bool | None, typer.Option("--flip/--no-flip", show_default=False)] = None,
+    seed: Setting = None,
+    checkpointing_steps: Setting = None,
+    mixed_precision: Annotated[
+        str,
+        typer.Option(help="Precision of the frozen weights: no, fp16 or bf16; what is learnt stays in fp32."),
+    ] = "no",
+    preview_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps between preview pictures. [default: none]")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option(help="Go on from the checkpoint of an interrupted run, if there is one.")
+    ] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print what would be done.")
+    ] = False,
+    device: DeviceOption = None,
+) -> None:
+    """Learn one concept from a folder of pictures."""
+    console = _console()
+    mistakes: list[str] = []
+    with _noting(mistakes):
+        method, settings = _settings(context.params, set_ or [], config)
+    with _noting(mistakes):
+        concept = _read_concept(folder, class_noun, name, masks)
+        output = output or Path(f"{concept.name}.safetensors")
+    with _noting(mistakes):
+        _check_choice("mixed_precision", mixed_precision, PRECISIONS)
+    with _noting(mistakes):
+        _check_output(output)
+    if mistakes:
+        raise all_at_once(mistakes, "this command")
+    assert output is not None
+
+    for warning in concept.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    console.print(_described(concept))
+    if dry_run:
+        console.print(
+            _resolved(method, settings, base=base, output=str(output), mixed_precision=mixed_precision)
+        )
+        return
+
+    checkpoint = output.with_suffix(".checkpoint.safetensors")
+    if checkpoint.exists():
+        if resume:
+            console.print(f"Going on from {checkpoint}; --no-resume starts anew.")
+        else:
+            checkpoint.unlink()
+    model = _load_base(base, device, PRECISIONS[mixed_precision])
+
+    from infusion.adapter_file import save_adapter
+    from infusion.masks import subject_masks
+
+    found = subject_masks(model, concept)
+    console.print(_described_masks(concept, found))
+    adapter = method.adapter(model, concept)
+    started = time.monotonic()
+    last = _learn(console, model, adapter, concept, settings, checkpoint, found, output, preview_steps)
+    if last is None:
+        return
+    if last.step < last.max_train_steps:
+        console.print(
+            f"Interrupted after {last.step} of {last.max_train_steps} steps. They are kept in {checkpoint}; "
+            "the same command goes on from there."
+        )
+        raise typer.Exit(_INTERRUPTED)
+    training = dataclasses.asdict(settings) | {
+        "mixed_precision": mixed_precision,
+        "num_images": len(concept.images),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    num_bytes = save_adapter(adapter, output, model, training=training)
+    checkpoint.unlink(missing_ok=True)
+    console.print(f"{output}: {num_bytes:,} bytes, {adapter.num_parameters:,} parameters.")
+    prompt = f"a {concept.placeholder} on the beach"
+    console.print(
+        f"Try: infusion generate {shlex.quote(prompt)} --concept {shlex.quote(str(output))} --seed 0..7 -o out"
+    )
+
+
+@app.command()
+def generate(
+    prompts: Annotated[
+        list[str],
+        typer.Argument(metavar="PROMPT...", help='Such as "a <my-cat> on the beach".', show_default=False),
+    ],
+    concept: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="An adapter file; repeatable.", show_default=False),
+    ] = None,
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Where the pictures go.")
+    ] = Path("out"),
+    seed: Annotated[
+        str, typer.Option(help="One picture of each prompt for every seed: 42, 1,5,9 or 0..7.")
+    ] = "0",
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help='"toybox", a folder, or a hub id. [default: the first concept\'s]'),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What the pictures are to keep away from.")
+    ] = None,
+    num_inference_steps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Steps of the sampler.")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(min=0, help="Classifier-free guidance; 1 is none.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures drawn at a time.")] = None,
+    any_base: Annotated[
+        bool, typer.Option("--any-base", help="Accept concepts trained on another base with the same layers.")
+    ] = False,
+    device: DeviceOption = None,
+) -> None:
+    """Draw prompts, with concepts in them, one PNG per prompt and seed."""
+    console = _console()
+    files = concept or []
+    mistakes: list[str] = []
+    seeds: list[int] = []
+    with _noting(mistakes):
+        seeds = parse_seeds(seed)
+    with _noting(mistakes):
+        from infusion.files import check_writable
+
+        check_writable(output_dir / "grid.png")
+
+    from infusion.adapter_file import load_adapter, read_adapter_file
+    from infusion.prompts import parse_prompt
+
+    made_on: list[str] = []
+    class_nouns: dict[str, str] = {}
+    for path in files:
+        with _noting(mistakes):
+            about, _ = read_adapter_file(path)
+            if about["concept_name"] in class_nouns:
+                raise UserError(
+                    f"{path} is the second concept called <{about['concept_name']}>; give one of them."
+                )
+            class_nouns[about["concept_name"]] = about["class_noun"]
+            made_on.append(about["base"]["id"])
+    if len(class_nouns) == len(files):
+        for prompt in prompts:
+            with _noting(mistakes):
+                parse_prompt(prompt, class_nouns)
+    if mistakes:
+        raise all_at_once(mistakes, "this command")
+
+    model = _load_base(base or (made_on[0] if made_on else "toybox"), device)
+    adapters = [load_adapter(path, model, any_base) for path in files]
+    given = {
+        "negative_prompt": negative_prompt,
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "batch_size": batch_size,
+    }
+    settings = {key: value for key, value in given.items() if value is not None}
+    _draw(console, model, prompts, adapters, seeds, settings, output_dir)
+
+
+@app.command()
+def show(
+    file: Annotated[Path, typer.Argument(help="An adapter file.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say what an adapter file is."""
+    from infusion.adapter_file import read_adapter_file
+
+    about, tensors = read_adapter_file(file)
+    norms = {name: round(float(tensor.float().norm()), 6) for name, tensor in tensors.items()}
+    facts = about | {
+        "num_parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "bytes": file.stat().st_size,
+        "norms": norms,
+    }
+    if as_json:
+        print(json.dumps(facts, indent=2, sort_keys=True))
+        return
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    print(f'<{about["concept_name"]}>, a concept of class noun "{about["class_noun"]}"')
+    print(f"  method      {about['method']} ({about['paper']})")
+    print(f"  settings    {_listed(about['settings'])}")
+    print(f"  training    {_listed(about['training']) or 'not recorded'}")
+    print(f"  base        {about['base']['id']}")
+    print(f"  size        {facts['num_parameters']:,} parameters, {facts['bytes']:,} bytes")
+    print(f"  created     {about['created']} with {versions}")
+    print("  norms")
+    for name, norm in norms.items():
+        print(f"    {norm:10.4f}  {tuple(tensors[name].shape)[0]:>6}  {name}")
+
+
+@app.command()
+def demo(
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Where the page and all files go.")
+    ] = Path("demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Which toy is learnt.")] = 0,
+    fast: Annotated[bool, typer.Option("--fast", help="Fewer steps and pictures: does it run?")] = False,
+) -> None:
+    """Teach the embedded model a toy it has never seen, and write a page that shows it."""
+    from infusion.files import check_writable
+
+    check_writable(output_dir / "index.html")
+
+    from infusion.demo import run_demo
+
+    run_demo(output_dir, seed, fast, _console())
+
+
+# --- what is given ---
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds in the order given, each once: "42", "1,5,9", "0..7" (both ends included), "0..3,9"."""
+    seeds: dict[int, None] = {}
+    for part in text.split(","):
+        first, dots, last = (side.strip() for side in part.partition(".."))
+        numbers = [first, last] if dots else [first]
+        if not all(number.isascii() and number.isdigit() and int(number) < 2**63 for number in numbers):
+            raise UserError(
+                f'"{text}" names no seeds. Seeds are whole numbers from 0, given as 42, 1,5,9 or 0..7.'
+            )
+        low, high = int(numbers[0]), int(numbers[-1])
+        if high < low:
+            raise UserError(f'The seeds "{part.strip()}" run backwards; write {high}..{low}.')
+        if high - low >= MAX_SEEDS or len(seeds) + high - low >= MAX_SEEDS:
+            raise UserError(
+                f'"{text}" is more than {MAX_SEEDS:,} seeds; at most {MAX_SEEDS:,} are drawn in one go.'
+            )
+        seeds |= dict.fromkeys(range(low, high + 1))
+    return list(seeds)
+
+
+def merged_settings(flags: dict[str, Any], assignments: Sequence[str], config: Path | None) -> dict[str, Any]:
+    """Settings by name: what a flag says goes before --set, that before the file. Flags that are None say nothing."""
+    merged = _read_config(config) if config is not None else {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name.strip():
+            raise UserError(f'--set "{assignment}" is not NAME=VALUE, such as --set learning_rate=0.01.')
+        merged[name.strip().replace("-", "_")] = value.strip()
+    return merged | {name: value for name, value in flags.items() if value is not None}
+
+
+def _settings(flags: dict[str, Any], assignments: Sequence[str], config: Path | None) -> Any:
+    """The method and the training settings, from all that was given."""
+    from infusion.settings import parse
+
+    classes = _settings_classes()
+    names = {field.name for cls in classes for field, _ in _fields(cls)}
+    given = {name: value for name, value in flags.items() if name in names}
+    return parse(merged_settings(given, assignments, config), *classes)
+
+
+def _settings_classes() -> tuple[type[Any], ...]:
+    from infusion.methods import Infusion
+    from infusion.training import TrainingSettings
+
+    return Infusion, TrainingSettings
+
+
+def _fields(cls: type[Any]) -> list[tuple["dataclasses.Field[Any]", Any]]:
+    from typing import get_type_hints
+
+    hints = get_type_hints(cls)
+    return [(field, hints[field.name]) for field in dataclasses.fields(cls)]
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Cannot read the settings in {path}: {error.strerror}.") from error
+    except ValueError as error:  # also what TOML or UTF-8 does not allow
+        raise UserError(f"{path} is not a TOML file: {error}.") from error
+
+
+def _read_concept(folder: Path, class_noun: str, name: str | None, masks: Path | None) -> "Concept":
+    from infusion.concept import load_concept
+    from infusion.prompts import name_concept
+
+    concept = load_concept(folder, class_noun, name, masks)
+    mistakes: list[str] = []
+    for source, caption in zip(concept.sources, concept.captions, strict=True):
+        with _noting(mistakes, f"{source}: "):
+            name_concept(caption or concept.placeholder, concept.placeholder, concept.class_noun)
+    if mistakes:
+        raise all_at_once(mistakes, "the captions")
+    return concept
+
+
+def _check_output(output: Path | None) -> None:
+    from infusion.files import check_writable
+
+    if output is None:  # its name was to come from a concept that could not be read
+        return
+    if output.suffix != ".safetensors":
+        raise UserError(f"The adapter file {output} must be called something.safetensors.")
+    check_writable(output)
+
+
+def _check_choice(name: str, given: str, options: Iterable[str]) -> None:
+    if given not in options:
+        raise UserError(f'{name} = "{given}" is not one of {", ".join(options)}.{nearest(given, options)}')
+
+
+@contextmanager
+def _noting(mistakes: list[str], prefix: str = "") -> Iterator[None]:
+    """Puts a UserError among the mistakes, so that all of them are told at once."""
+    try:
+        yield
+    except UserError as error:
+        mistakes.append(prefix + str(error))
+
+
+# --- what is done ---
+
+
+def _load_base(name: str, device: str | None, dtype: str = "float32") -> "Base":
+    import torch
+
+    from infusion.base import load_base
+
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise UserError(
+                f'There is no device "{device}" here. Leave --device out, or give cpu.'
+            ) from error
+    return load_base(name, device, getattr(torch, dtype))
+
+
+def _learn(
+    console: "Console",
+    base: "Base",
+    adapter: "Adapter",
+    concept: "Concept",
+    settings: "TrainingSettings",
+    checkpoint: Path,
+    masks: "Sequence[SubjectMask]",
+    output: Path,
+    preview_steps: int | None,
+) -> "Progress | None":
+    """Train with a progress bar; returns how far it came, which after Ctrl-C is not all the way."""
+    from infusion.training import train as train_steps
+
+    losses: deque[float] = deque(maxlen=50)
+    last = None
+    with _interruptible() as asked_to_stop, _progress_bar(console, "Learning") as advance:
+        training = train_steps(base, adapter, concept, settings, checkpoint, masks)
+        for last in training:
+            losses.append(last.loss)
+            told = f"loss {sum(losses) / len(losses):.4f}, {last.images_per_second:.1f} images/s"
+            advance(last.step, last.max_train_steps, told)
+            if preview_steps and last.step % preview_steps == 0:
+                _save_preview(base, adapter, output.with_suffix(f".step-{last.step:06}.png"))
+            if asked_to_stop():
+                training.close()  # which writes the checkpoint
+                break
+    return last
+
+
+def _save_preview(base: "Base", adapter: "Adapter", path: Path) -> None:
+    from infusion.pipeline import generate as generate_images
+    from infusion.report import grid
+
+    images = generate_images(base, f"a photo of a <{adapter.concept_name}>", [adapter], _PREVIEW_SEEDS)
+    _save_png(grid(images, columns=len(images)), path, {})
+
+
+def _draw(
+    console: "Console",
+    base: "Base",
+    prompts: Sequence[str],
+    adapters: "Sequence[Adapter]",
+    seeds: Sequence[int],
+    settings: dict[str, Any],
+    output_dir: Path,
+) -> None:
+    import inspect
+
+    from infusion.concept import slug
+    from infusion.pipeline import generate_batches
+    from infusion.report import contact_sheet
+
+    defaults = inspect.signature(generate_batches).parameters.values()
+    used = {p.name: p.default for p in defaults if p.kind is p.KEYWORD_ONLY} | settings
+    used |= {"base": base.id, "concepts": [f"<{adapter.concept_name}>" for adapter in adapters]}
+    wanted = [(row, prompt, seed) for row, prompt in enumerate(prompts) for seed in seeds]
+    slugs = [slug(prompt)[:60].strip("-_") or "picture" for prompt in prompts]
+    if len(set(slugs)) < len(slugs):
+        slugs = [f"{row + 1}-{name}" for row, name in enumerate(slugs)]
+    rows: list[list[Image.Image]] = [[] for _ in prompts[:_GRID_ROWS]]
+    images = (i for batch in generate_batches(base, prompts, adapters, seeds, **settings) for i in batch)
+    with _progress_bar(console, "Drawing") as advance:
+        for done, ((row, prompt, seed), image) in enumerate(zip(wanted, images, strict=True), start=1):
+            text = {"prompt": prompt, "seed": str(seed), "settings": json.dumps(used, sort_keys=True)}
+            _save_png(image, output_dir / f"{slugs[row]}-{seed}.png", text)
+            if row < _GRID_ROWS and len(rows[row]) < _GRID_COLUMNS:
+                rows[row].append(image)
+            advance(done, len(wanted), "")
+    if len(wanted) > 1:
+        _save_png(
+            contact_sheet(rows, column_labels=[str(seed) for seed in seeds[:_GRID_COLUMNS]]),
+            output_dir / "grid.png",
+            {},
+        )
+    console.print(f"{len(wanted)} picture{'s' if len(wanted) > 1 else ''} in {output_dir}.")
+
+
+def _save_png(image: "Image.Image", path: Path, text: dict[str, str]) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    from infusion.files import whole_file
+
+    info = PngInfo()
+    for key, value in text.items():
+        info.add_itxt(key, value)
+    with whole_file(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=info)
+
+
+@contextmanager
+def _interruptible() -> Iterator[Any]:
+    """The first Ctrl-C (or SIGTERM) asks to stop after the step; a second one stops at once."""
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        print("\nStopping after this step; once more to stop at once.", file=sys.stderr)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# --- what is said ---
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+@contextmanager
+def _progress_bar(console: "Console", title: str) -> Iterator[Any]:
+    """Yields advance(done, total, text). Where there is no terminal: a line at every tenth of the way."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[told]}", markup=False),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None, told="")
+
+        def advance(done: int, total: int, told: str) -> None:
+            bar.update(task, completed=done, total=total, told=told)
+            if not console.is_terminal and done * 10 // total > (done - 1) * 10 // total:
+                console.print(f"{title} {done}/{total} {told}".rstrip())
+
+        yield advance
+
+
+def _described(concept: "Concept") -> str:
+    number = len(concept.images)
+    captions = sum(caption is not None for caption in concept.captions)
+    told = f"{concept.placeholder}: {number} picture{'s' if number > 1 else ''} of one {concept.class_noun}"
+    return told + (f", {captions} with captions." if captions else ".")
+
+
+def _described_masks(concept: "Concept", masks: "Sequence[SubjectMask]") -> str:
+    """Where the masks come from and how much of the pictures they cover."""
+    sources = [own or mask.source for own, mask in zip(concept.mask_sources, masks, strict=True)]
+    words = {
+        "given": "given",
+        "alpha": "from the alpha channel",
+        "attention": "from the base model's attention",
+    }
+    counts = ", ".join(f"{sources.count(source)} {words[source]}" for source in dict.fromkeys(sources))
+    shares = [100 * mask.coverage for mask in masks]
+    mean = sum(shares) / len(shares)
+    return (
+        f"Masks: {counts}; they cover {mean:.0f}% of the pictures ({min(shares):.0f} to {max(shares):.0f}%)."
+    )
+
+
+def _resolved(method: Any, settings: Any, **rest: str) -> str:
+    """All that would be used, as lines of TOML."""
+    values = {"method": method.name, **dataclasses.asdict(method), **dataclasses.asdict(settings), **rest}
+    return "\n".join(f"{name} = {json.dumps(value)}" for name, value in values.items())
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in values.items())
+
+
+if __name__ == "__main__":
+    main()

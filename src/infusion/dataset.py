@@ -1,0 +1,107 @@
+"""A concept -> training batches: latents, masks and text encoded once, then drawn by (seed, step) alone."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+
+from infusion.base import Base, Conditioning
+from infusion.concept import Concept
+from infusion.latents import encode_images, square
+from infusion.masks import SubjectMask
+from infusion.prompts import TEMPLATES, name_concept
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B training rows: latents [B, C, H, W], masks [B, 1, H, W] in [0, 1], noise, timesteps [B], conditioning."""
+
+    latents: Tensor
+    masks: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    conditioning: Conditioning
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """M pictures (mirror images included) and P prompts, encoded.
+
+    latents [M, C, H, W]; masks [M, 1, H, W]; prompts_of: for every picture the prompts that may go with it.
+    """
+
+    latents: Tensor
+    masks: Tensor
+    conditioning: Conditioning
+    prompts_of: Sequence[Sequence[int]]
+    num_train_timesteps: int
+
+    def batch(self, size: int, generator: torch.Generator) -> Batch:
+        """`size` rows; what is drawn depends on the generator's state only, never on the device."""
+        pictures = torch.randint(len(self.latents), (size,), generator=generator)
+        prompts = []
+        for picture in pictures.tolist():
+            choices = self.prompts_of[picture]
+            prompts.append(choices[int(torch.randint(len(choices), (), generator=generator))])
+        timesteps = torch.randint(self.num_train_timesteps, (size,), generator=generator)
+        noise = torch.randn((size, *self.latents.shape[1:]), generator=generator)
+        device = self.latents.device
+        at = pictures.to(device)
+        conditioning = self.conditioning.rows(prompts)
+        return Batch(self.latents[at], self.masks[at], noise.to(device), timesteps.to(device), conditioning)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The randomness of one optimiser step: the same whether or not training was interrupted before it."""
+    digest = hashlib.sha256(f"{seed} {step}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def training_set(base: Base, concept: Concept, masks: Sequence[SubjectMask], flip: bool) -> TrainingSet:
+    """Encode a concept's pictures, masks and prompts once.
+
+    Args:
+        flip: add every picture's mirror image.
+
+    Raises:
+        UserError: a caption names neither the placeholder nor the class noun.
+    """
+    images = [square(image, base.size_px) for image in concept.images]
+    mask_images = [mask.image for mask in masks]
+    if flip:
+        images += [ImageOps.mirror(image) for image in images]
+        mask_images += [ImageOps.mirror(mask) for mask in mask_images]
+    latents = encode_images(base, images).float()
+    prompts, prompts_of = _prompts(concept)
+    return TrainingSet(
+        latents=latents,
+        masks=torch.stack([_latent_mask(mask, latents.shape[-2:]) for mask in mask_images]).to(latents.device),
+        conditioning=base.encode(prompts, {concept.name: concept.class_noun}),
+        prompts_of=prompts_of * (2 if flip else 1),
+        num_train_timesteps=base.scheduler.config.num_train_timesteps,
+    )
+
+
+def _prompts(concept: Concept) -> tuple[list[str], list[list[int]]]:
+    """The distinct training prompts, and which of them go with each picture: its caption, or else all templates."""
+    prompts = [template.format(concept.placeholder) for template in TEMPLATES]
+    templates = list(range(len(prompts)))
+    prompts_of = []
+    for caption in concept.captions:
+        if caption is None:
+            prompts_of.append(templates)
+        else:
+            prompts_of.append([len(prompts)])
+            prompts.append(name_concept(caption, concept.placeholder, concept.class_noun))
+    return prompts, prompts_of
+
+
+def _latent_mask(mask, size: tuple[int, int]) -> Tensor:
+    """A mask picture at latent size, bilinear, divided by its maximum: [1, H, W]."""
+    pixels = torch.frombuffer(bytearray(mask.tobytes()), dtype=torch.uint8).float().reshape(1, 1, mask.height, mask.width)
+    small = F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)[0]
+    return small / small.max().clamp(min=1e-8)

@@ -1,0 +1,31 @@
+"""Pictures <-> latents."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from infusion.base import Base
+
+
+def square(image: Image.Image, size_px: int) -> Image.Image:
+    """The middle square of a picture, `size_px` a side."""
+    return ImageOps.fit(image, (size_px, size_px), Image.Resampling.LANCZOS)
+
+
+@torch.no_grad()
+def encode_images(base: Base, images: Sequence[Image.Image]) -> Tensor:
+    """Square pictures -> latents [B, C, H, W], scaled as the base's denoiser expects them (the posterior's mode)."""
+    pixels = VaeImageProcessor().preprocess(list(images)).to(base.device, base.dtype)
+    latents = [base.vae.encode(picture[None]).latent_dist.mode() for picture in pixels]
+    return torch.cat(latents) * base.vae.config.scaling_factor
+
+
+@torch.no_grad()
+def decode_latents(base: Base, latents: Tensor) -> list[Image.Image]:
+    """Latents [B, C, H, W] -> pictures."""
+    scaled = latents.to(base.dtype) / base.vae.config.scaling_factor
+    pixels = base.vae.decode(scaled, return_dict=False)[0]
+    return VaeImageProcessor().postprocess(pixels.float(), output_type="pil")

@@ -1,0 +1,69 @@
+"""Where the subject is in each training picture: masks as given, or from the base model's own attention."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from infusion.base import Base
+from infusion.base.cross_attention import AttentionRecorder
+from infusion.concept import Concept
+from infusion.latents import encode_images, square
+
+_NUM_NOISES = 8
+_NOISE_LEVELS = (0.3, 0.5, 0.7)
+
+
+@dataclass(frozen=True)
+class SubjectMask:
+    """White where the subject is. source: "given" or "attention". coverage: mean of the mask, in [0, 1]."""
+
+    image: Image.Image
+    source: str
+
+    @property
+    def coverage(self) -> float:
+        pixels = torch.tensor(list(self.image.tobytes()), dtype=torch.float32)
+        return float(pixels.mean()) / 255
+
+
+def subject_masks(base: Base, concept: Concept) -> list[SubjectMask]:
+    """One soft mask per training picture, of the square that training sees."""
+    size = base.size_px
+    images = [square(image, size) for image in concept.images]
+    missing = [i for i, mask in enumerate(concept.masks) if mask is None]
+    found = dict(zip(missing, _attention_masks(base, [images[i] for i in missing], concept.class_noun), strict=True))
+    return [
+        SubjectMask(found[i], "attention") if mask is None else SubjectMask(square(mask, size), "given")
+        for i, mask in enumerate(concept.masks)
+    ]
+
+
+@torch.no_grad()
+def _attention_masks(base: Base, images: Sequence[Image.Image], class_noun: str) -> list[Image.Image]:
+    """What the base's cross-attention to the class noun covers, averaged over noise, layers and heads."""
+    conditioning = base.encode(["a photo of a <subject>"], {"subject": class_noun}).rows([0] * _NUM_NOISES)
+    tokens = [row["subject"] for row in conditioning.concept_tokens]
+    generator = torch.Generator().manual_seed(0)
+    masks = []
+    for image in images:
+        latents = encode_images(base, [image]).expand(_NUM_NOISES, -1, -1, -1)
+        height, width = latents.shape[-2:]
+        total = torch.zeros(height, width)
+        for level in _NOISE_LEVELS:
+            timestep = torch.tensor(int(level * base.scheduler.config.num_train_timesteps), device=base.device)
+            noise = torch.randn(latents.shape, generator=generator).to(latents)
+            with AttentionRecorder(base.unet) as recorder:
+                base.predict(base.scheduler.add_noise(latents, noise, timestep[None]), timestep, conditioning)
+                total += recorder.token_map(tokens, height, width).mean(0)
+        masks.append(_as_mask(total).resize(image.size, Image.Resampling.BILINEAR))
+    return masks
+
+
+def _as_mask(attention: Tensor) -> Image.Image:
+    """Stretched from the darkest tenth to the brightest twentieth, so that a flat background counts as background."""
+    low, high = torch.quantile(attention.flatten(), torch.tensor([0.10, 0.95]))
+    share = ((attention - low) / (high - low).clamp(min=1e-8)).clamp(0, 1)
+    return Image.fromarray((share * 255).round().to(torch.uint8).numpy(), mode="L")

@@ -1,0 +1,118 @@
+"""Infusion: one learned vector per cross-attention layer, added to the value at the concept's tokens (2404.14007)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from infusion.base.cross_attention import value_widths
+from infusion.base.model import Base
+from infusion.base.streams import ValueResiduals
+from infusion.errors import UserError
+from infusion.methods.method import Adapter, Method
+from infusion.settings import setting, validate
+
+if TYPE_CHECKING:
+    from infusion.concept import Concept
+
+_SUFFIX = ".to_v.value_residual"
+_NAMED_LAYERS = {"all": "*", "down": "down_blocks.*", "mid": "mid_block.*", "up": "up_blocks.*"}
+
+
+@dataclass(frozen=True)
+class Infusion(Method):
+    """Settings of the method. The published recipe: all layers, dual streams, AdamW at 0.01, 500 steps."""
+
+    name: ClassVar[str] = "infusion"
+    paper: ClassVar[str] = "arXiv 2404.14007"
+
+    layers: str = setting(
+        "all",
+        help="Which cross-attention layers learn a residual: all, down, mid, up, or patterns of module paths "
+        'separated by commas, such as "up_blocks.2.*,up_blocks.3.*".',
+    )
+    streams: Literal["dual", "single", "mixed"] = setting(
+        "dual",
+        help="Whose attention maps the customized rows use: the foundation's (dual), their own (single), or, in "
+        "training, the foundation's for a random share of the rows (mixed).",
+    )
+    mixing_probability: float = setting(
+        0.5, help="Share of training rows that borrow the foundation's maps when streams is mixed.", minimum=0, maximum=1
+    )
+    learning_rate: float = setting(0.01, help="AdamW's learning rate for the residuals.", minimum=0)
+    max_train_steps: int = setting(500, help="Optimiser steps.", minimum=1)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    def adapter(self, base: Base, concept: "Concept") -> "InfusionAdapter":
+        """Zero residuals for the chosen layers: a fresh adapter is silent.
+
+        Raises:
+            UserError: `layers` matches no cross-attention layer of the base.
+        """
+        widths = self.layer_widths(value_widths(base.unet))
+        return InfusionAdapter(self, concept.name, concept.class_noun, widths).to(base.device)
+
+    def layer_widths(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """The layers that learn a residual, of all of a network's."""
+        patterns = [_NAMED_LAYERS.get(part.strip(), part.strip()) for part in self.layers.split(",")]
+        chosen = {path: w for path, w in widths.items() if any(fnmatchcase(path, pattern) for pattern in patterns)}
+        if not chosen:
+            raise UserError(
+                f'layers = "{self.layers}" matches none of this model\'s {len(widths)} cross-attention layers; allowed '
+                f"are {', '.join(_NAMED_LAYERS)}, or patterns for paths such as {next(iter(widths), 'none')}."
+            )
+        return chosen
+
+    def empty_adapter(self, tensors: Mapping[str, Tensor], concept_name: str, class_noun: str) -> "InfusionAdapter":
+        widths = {name.removesuffix(_SUFFIX): len(tensor) for name, tensor in tensors.items()}
+        return InfusionAdapter(self, concept_name, class_noun, widths)
+
+
+class InfusionAdapter(Adapter):
+    """The value residuals r_l of one concept, fp32, at exactly 0 until trained.
+
+    The module tree mirrors the base's, so `state_dict()` names a residual by its layer:
+    `up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v.value_residual`.
+    """
+
+    method: Infusion
+
+    def __init__(self, method: Infusion, concept_name: str, class_noun: str, widths: Mapping[str, int]) -> None:
+        super().__init__(method, concept_name, class_noun)
+        for path, width in widths.items():
+            _register(self, path + _SUFFIX, nn.Parameter(torch.zeros(width)))
+
+    def residuals(self) -> dict[str, nn.Parameter]:
+        """The residuals by layer path."""
+        return {name.removesuffix(_SUFFIX): parameter for name, parameter in self.named_parameters()}
+
+    def draw_borrows(self, batch_size: int, generator: torch.Generator) -> Tensor | None:
+        if self.method.streams != "mixed":
+            return None
+        return torch.rand(batch_size, generator=generator) < self.method.mixing_probability
+
+    def check_fits(self, base: Base) -> None:
+        widths = value_widths(base.unet)
+        for path, residual in self.residuals().items():
+            if widths.get(path) != len(residual):
+                raise UserError(
+                    f'The adapter of "{self.concept_name}" edits {path} with width {len(residual)}, but the base '
+                    f'"{base.id}" has {widths.get(path, "no such layer")} there: it is for another architecture.'
+                )
+
+    def edit(self) -> ValueResiduals:
+        return ValueResiduals(self.concept_name, self.residuals(), borrows=self.method.streams != "single")
+
+
+def _register(module: nn.Module, path: str, parameter: nn.Parameter) -> None:
+    *parents, leaf = path.split(".")
+    for name in parents:
+        if name not in module._modules:
+            module.add_module(name, nn.Module())
+        module = module._modules[name]  # type: ignore[assignment]
+    module.register_parameter(leaf, parameter)

@@ -1,0 +1,47 @@
+"""Denoiser + noise -> latents: guidance and the step loop."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infusion.base import Conditioning, Denoiser, concatenate
+
+
+def seeded_noise(seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """One latent noise per seed, [B, *shape]; a seed's noise does not depend on its batch mates."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.randn(tuple(shape), generator=generator, dtype=dtype) for generator in generators])
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    scheduler: Any,
+    noise: Tensor,
+    conditioning: Conditioning,
+    unconditional: Conditioning | None = None,
+    guidance_scale: float = 1.0,
+    num_inference_steps: int = 30,
+) -> Tensor:
+    """Run a diffusers scheduler from noise to latents, [B, C, H, W].
+
+    Args:
+        scheduler: any diffusers scheduler; a copy is used.
+        unconditional: B rows that classifier-free guidance moves away from; with None there is no guidance.
+        guidance_scale: prediction = unconditional + guidance_scale * (conditional - unconditional).
+    """
+    scheduler = type(scheduler).from_config(scheduler.config)
+    scheduler.set_timesteps(num_inference_steps, device=noise.device)
+    latents = noise * scheduler.init_noise_sigma
+    guided = unconditional is not None and guidance_scale > 1
+    rows = concatenate(unconditional, conditioning) if guided else conditioning  # type: ignore[arg-type]
+    for timestep in scheduler.timesteps:
+        inputs = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
+        prediction = denoiser.predict(inputs, timestep, rows)
+        if guided:
+            away, towards = prediction.chunk(2)
+            prediction = away + guidance_scale * (towards - away)
+        latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+    return latents

@@ -1,0 +1,155 @@
+"""Base + fresh adapter + concept -> trained adapter: one loop that yields its progress."""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from infusion.base import Base, Denoiser
+from infusion.checkpoint import Checkpoint
+from infusion.concept import Concept
+from infusion.dataset import Batch, TrainingSet, step_generator, training_set
+from infusion.errors import UserError
+from infusion.masks import SubjectMask, subject_masks
+from infusion.methods import Adapter
+from infusion.settings import setting, validate
+
+_HALF_PRECISION_LOSS_SCALE = 1024.0
+_LEARNING_RATE_SHARES = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.5 + 0.5 * math.cos(math.pi * done),
+}
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a method's adapter is trained; what is learned, how fast and how long stands in the method."""
+
+    train_batch_size: int = setting(4, help="Pictures per step.", minimum=1)
+    gradient_accumulation_steps: int = setting(1, help="Batches per optimiser step.", minimum=1)
+    lr_scheduler: Literal["constant", "linear", "cosine"] = setting(
+        "constant", help="How the learning rate runs over the steps; linear and cosine end at zero."
+    )
+    flip: bool = setting(True, help="Also train on mirror images; turn off for subjects with a left and a right.")
+    seed: int = setting(0, help="Everything random in training follows from it.", minimum=0)
+    checkpointing_steps: int = setting(100, help="Steps between checkpoints, from which training resumes.", minimum=1)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State after an optimiser step. loss: that step's; images_per_second: mean since the start."""
+
+    step: int
+    max_train_steps: int
+    loss: float
+    images_per_second: float
+    seconds_left: float
+
+
+def train(
+    base: Base,
+    adapter: Adapter,
+    concept: Concept,
+    settings: TrainingSettings | None = None,
+    checkpoint_path: str | Path | None = None,
+    masks: Sequence[SubjectMask] | None = None,
+) -> Iterator[Progress]:
+    """Train `adapter` in place; yields after every optimiser step, so leaving the loop early stops training.
+
+    Args:
+        checkpoint_path: where the state is kept between steps (`.safetensors`). If the file exists, training goes on
+            from it, to the same bytes as an uninterrupted run; it is also written when the loop is left early.
+        masks: `subject_masks(base, concept)`, where the caller has them already.
+
+    Raises:
+        UserError: the checkpoint belongs to another training, or cannot be written; a caption lacks the concept.
+    """
+    settings = settings or TrainingSettings()
+    method = adapter.method
+    data = training_set(base, concept, masks or subject_masks(base, concept), settings.flip)
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=method.learning_rate)
+    checkpoint = Checkpoint(checkpoint_path, adapter, optimizer, _identity(base, adapter, data, settings))
+    first_step = step = checkpoint.load()
+    share_at = _LEARNING_RATE_SHARES[settings.lr_scheduler]
+    images_per_step = settings.train_batch_size * settings.gradient_accumulation_steps
+    started = time.monotonic()
+    adapter.train()
+    try:
+        while step < method.max_train_steps:
+            loss = _gradients(base, adapter, data, settings, step)
+            optimizer.param_groups[0]["lr"] = method.learning_rate * share_at(step / method.max_train_steps)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            if step % settings.checkpointing_steps == 0:
+                checkpoint.save(step)
+            seconds = (time.monotonic() - started) / (step - first_step)
+            left = (method.max_train_steps - step) * seconds
+            yield Progress(step, method.max_train_steps, loss, images_per_step / seconds, left)
+    finally:
+        adapter.eval()
+        checkpoint.save(step)
+
+
+def _gradients(base: Base, adapter: Adapter, data: TrainingSet, settings: TrainingSettings, step: int) -> float:
+    """Backward passes of one optimiser step; returns its loss."""
+    generator = step_generator(settings.seed, step)
+    scale = _HALF_PRECISION_LOSS_SCALE if base.dtype == torch.float16 else 1.0
+    total = 0.0
+    with base.customized(adapter) as denoiser:
+        for _ in range(settings.gradient_accumulation_steps):
+            batch = data.batch(settings.train_batch_size, generator)
+            borrows = adapter.draw_borrows(settings.train_batch_size, generator)
+            batch = replace(batch, conditioning=replace(batch.conditioning, borrows=borrows))
+            loss = masked_loss(base, denoiser, batch) / settings.gradient_accumulation_steps
+            (loss * scale).backward()
+            total += loss.item()
+    for parameter in adapter.parameters():
+        parameter.grad /= scale
+    return total
+
+
+def masked_loss(base: Base, denoiser: Denoiser, batch: Batch) -> Tensor:
+    """Mean over all elements of the squared error of prediction and target, both multiplied by the subject mask.
+
+    The target is the base's own kind of prediction: the noise, or the velocity.
+    """
+    noisy_latents = base.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+    prediction = denoiser.predict(noisy_latents, batch.timesteps, batch.conditioning).float()
+    error = (prediction - _target(base, batch)) * batch.masks
+    return error.square().mean()
+
+
+def _target(base: Base, batch: Batch) -> Tensor:
+    kind = base.scheduler.config.prediction_type
+    if kind == "v_prediction":
+        return base.scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps)
+    if kind == "epsilon":
+        return batch.noise
+    raise UserError(f'This base predicts "{kind}"; bases that predict "epsilon" or "v_prediction" can be trained on.')
+
+
+def _identity(base: Base, adapter: Adapter, data: TrainingSet, settings: TrainingSettings) -> str:
+    """What must agree for a checkpoint to be continued: base, concept, method, settings and the training data."""
+    facts = {
+        "base": base.fingerprint(),
+        "concept": [adapter.concept_name, adapter.class_noun],
+        "method": asdict(adapter.method),
+        "settings": asdict(replace(settings, checkpointing_steps=1)),
+    }
+    tensors = (data.latents, data.masks, data.conditioning.text_states)
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for tensor in tensors:
+        digest.update(tensor.float().cpu().numpy().tobytes())
+    return digest.hexdigest()

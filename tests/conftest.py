@@ -1,0 +1,113 @@
+"""A tiny Stable Diffusion with random weights, real in every part, and tiny concepts."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image, ImageDraw
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from infusion.base import Base, load_base
+from infusion.concept import Concept
+
+torch.set_num_threads(1)
+
+MERGES = ["c a", "ca t</w>", "d o", "do g</w>", "t e", "d y</w>"]
+
+
+def tiny_tokenizer() -> CLIPTokenizer:
+    """CLIP's byte-level BPE with a handful of merges: "cat" and "dog" are one token, other words several."""
+    letters = sorted(ByteLevel.alphabet())
+    merged = ["".join(merge.split()) for merge in MERGES]
+    tokens = [*letters, *(letter + "</w>" for letter in letters), *merged, "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    merges = [tuple(merge.split()) for merge in MERGES]
+    return CLIPTokenizer(vocab, merges, model_max_length=32)
+
+
+def tiny_pipeline(seed: int = 0, prediction_type: str = "epsilon") -> StableDiffusionPipeline:
+    torch.manual_seed(seed)
+    tokenizer = tiny_tokenizer()
+    text_config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text_config),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def pipe(base_dir: Path) -> StableDiffusionPipeline:
+    pipeline = StableDiffusionPipeline.from_pretrained(base_dir)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def base(base_dir: Path) -> Base:
+    return load_base(base_dir, device="cpu")
+
+
+def picture(color: str, size: int = 16) -> tuple[Image.Image, Image.Image]:
+    """A disc on grey, and its mask."""
+    image, mask = Image.new("RGB", (size, size), "gray"), Image.new("L", (size, size), 0)
+    box = (size // 4, size // 4, 3 * size // 4, 3 * size // 4)
+    ImageDraw.Draw(image).ellipse(box, fill=color)
+    ImageDraw.Draw(mask).ellipse(box, fill=255)
+    return image, mask
+
+
+@pytest.fixture
+def concept() -> Concept:
+    images, masks = zip(*(picture(color) for color in ("red", "orange", "crimson")), strict=True)
+    return Concept("my-cat", "cat", images, masks, (None,) * 3, ("1.png", "2.png", "3.png"), ())

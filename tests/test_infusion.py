@@ -1,0 +1,123 @@
+"""Infusion's own laws, on a tiny real Stable Diffusion."""
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from infusion.base.cross_attention import AttentionRecorder, value_widths
+from infusion.errors import UserError
+from infusion.methods import Infusion
+
+SD15 = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+
+
+def trained(base, concept, size=0.5, **settings):
+    adapter = Infusion(**settings).adapter(base, concept)
+    torch.manual_seed(1)
+    for parameter in adapter.parameters():
+        parameter.data.normal_(std=size)
+    return adapter.eval()
+
+
+def inputs(base, prompts, adapters=()):
+    torch.manual_seed(2)
+    latents = torch.randn(len(prompts), 4, 8, 8)
+    conditioning = base.encode(prompts, {a.concept_name: a.class_noun for a in adapters})
+    return latents, torch.full((len(prompts),), 400), conditioning
+
+
+@torch.no_grad()
+def predict(base, prompts, *adapters):
+    with base.customized(*adapters) as denoiser:
+        return denoiser.predict(*inputs(base, prompts, adapters))
+
+
+def test_untrained_is_the_base(base, concept):
+    adapter = Infusion().adapter(base, concept)
+    with torch.no_grad():
+        expected = base.predict(*inputs(base, ["a cat", "a dog"]))
+    torch.testing.assert_close(predict(base, ["a <my-cat>", "a dog"], adapter), expected, rtol=0, atol=1e-5)
+
+
+def test_rows_without_the_concept_are_the_base_to_the_bit(base, concept):
+    adapter = trained(base, concept)
+    with torch.no_grad():
+        expected = base.predict(*inputs(base, ["a cat", "a cat", "a dog", ""]))
+    changed = predict(base, ["a cat", "a <my-cat>", "a dog", ""], adapter)
+    assert torch.equal(changed[[0, 2, 3]], expected[[0, 2, 3]])
+    assert (changed[1] - expected[1]).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def attention_maps(base, prompt, *adapters):
+    """The maps of every layer, as drawn last: those of the customized pass, where there is one."""
+    with base.customized(*adapters) as denoiser, AttentionRecorder(base.unet) as recorder:
+        denoiser.predict(*inputs(base, [prompt], adapters))
+        return {path: recorder.maps(path) for path in recorder.layers}
+
+
+@pytest.mark.parametrize(("streams", "borrowed"), [("dual", True), ("single", False)])
+def test_attention_maps_are_the_foundations_for_any_residual(base, concept, streams, borrowed):
+    foundation = attention_maps(base, "a cat")
+    customized = attention_maps(base, "a <my-cat>", trained(base, concept, size=5.0, streams=streams))
+    largest = max((customized[path] - foundation[path]).abs().max() for path in foundation)
+    assert (largest < 1e-5) == borrowed
+
+
+def test_gradients_in_every_value_residual_and_nowhere_else(base, concept):
+    adapter = Infusion().adapter(base, concept)
+    with base.customized(adapter) as denoiser:
+        denoiser.predict(*inputs(base, ["a <my-cat>"], [adapter])).square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.parameters())
+    for part in (base.unet, base.text_encoder, base.vae):
+        assert all(p.grad is None for p in part.parameters())
+
+
+def test_concepts_add_at_their_own_places(base, concept):
+    one = trained(base, concept)
+    other = trained(base, concept)
+    other.concept_name, other.class_noun = "rex", "dog"
+    both = predict(base, ["a <my-cat> and a <rex>"], one, other)
+    first_alone = predict(base, ["a <my-cat> and a dog"], one)
+    second_alone = predict(base, ["a cat and a <rex>"], other)
+    assert not torch.allclose(both, first_alone, atol=1e-3)
+    assert not torch.allclose(both, second_alone, atol=1e-3)
+    for parameter in other.parameters():
+        parameter.data.zero_()
+    torch.testing.assert_close(predict(base, ["a <my-cat> and a <rex>"], one, other), first_alone)
+
+
+def test_two_rows_equal_each_row_alone(base, concept):
+    adapter = trained(base, concept)
+    together = predict(base, ["a <my-cat>", "the <my-cat> and a dog"], adapter)
+    latents, timesteps, conditioning = inputs(base, ["a <my-cat>", "the <my-cat> and a dog"], [adapter])
+    for row in (0, 1):
+        with base.customized(adapter) as denoiser, torch.no_grad():
+            alone = denoiser.predict(latents[[row]], timesteps[[row]], conditioning.rows([row]))
+        torch.testing.assert_close(together[[row]], alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("layers", "count"), [("all", 12480), ("up_blocks.2.*,up_blocks.3.*", 2880), ("mid", 1280)])
+def test_parameter_count_on_stable_diffusion_1_5(layers, count):
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**SD15)
+    widths = Infusion(layers=layers).layer_widths(value_widths(unet))
+    assert sum(widths.values()) == count
+
+
+def test_fused_projections_are_refused(base, concept):
+    adapter = Infusion().adapter(base, concept)
+    base.unet.fuse_qkv_projections()
+    with pytest.raises(UserError, match="unfuse"), base.customized(adapter):
+        pass
+
+
+def test_layers_that_do_not_exist_are_refused(base, concept):
+    with pytest.raises(UserError, match="matches none"):
+        Infusion(layers="decoder.*").adapter(base, concept)

@@ -1,0 +1,152 @@
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    ControlNetModel,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+)
+from PIL import Image
+
+from infusion.adapter_file import save_adapter
+from infusion.base import Base
+from infusion.errors import UserError
+from infusion.methods import Infusion
+from infusion.pipeline import customize, generate
+
+
+@pytest.fixture
+def adapter(base, concept):
+    adapter = Infusion().adapter(base, concept)
+    torch.manual_seed(1)
+    for parameter in adapter.parameters():
+        parameter.data.normal_(std=0.5)
+    return adapter.eval()
+
+
+def generators(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def drawn(pipeline, prompt, *seeds, **kwargs):
+    settings = {"num_inference_steps": 4, "guidance_scale": 5.0, "output_type": "np"} | kwargs
+    return pipeline(prompt, generator=generators(*seeds), **settings).images
+
+
+def difference(a, b):
+    return np.abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).max()
+
+
+def test_prompts_without_the_concept_are_the_pipelines_to_the_bit(pipe, adapter):
+    prompts = ["a cat", "a dog"]
+    assert np.array_equal(drawn(customize(pipe, adapter), prompts, 3, 4), drawn(pipe, prompts, 3, 4))
+
+
+def test_in_a_mixed_list_the_other_prompts_are_untouched_to_the_bit(pipe, adapter):
+    expected = drawn(pipe, ["a cat", "a cat", "a dog"], 1, 2, 3)
+    images = drawn(customize(pipe, adapter), ["a cat", "a <my-cat>", "a dog"], 1, 2, 3)
+    assert np.array_equal(images[[0, 2]], expected[[0, 2]])
+    assert difference(images[1], expected[1]) > 1e-3
+
+
+def test_in_our_sampler_pictures_without_the_concept_are_the_bases_to_the_bit(base, adapter):
+    settings = {"seeds": (0, 1), "num_inference_steps": 3}
+    expected = generate(base, ["a cat", "a dog"], **settings)
+    images = generate(base, ["a cat", "a <my-cat>"], [adapter], **settings)
+    assert [difference(a, b) for a, b in zip(images, expected, strict=True)][:2] == [0, 0]
+
+
+@pytest.mark.parametrize("scheduler", [None, EulerDiscreteScheduler, DPMSolverMultistepScheduler])
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_pipeline_and_our_sampler_draw_the_same_picture(pipe, adapter, scheduler, guidance_scale):
+    if scheduler:
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    settings = {"num_inference_steps": 4, "guidance_scale": guidance_scale}
+    theirs = drawn(customize(pipe, adapter), ["a <my-cat>", "a dog"], 5, 5, output_type="pil", **settings)
+    ours = generate(Base.from_pipeline(pipe), ["a <my-cat>", "a dog"], [adapter], seeds=(5,), **settings)
+    assert max(difference(a, b) for a, b in zip(ours, theirs, strict=True)) <= 1
+
+
+def test_images_per_prompt_and_negative_prompts(pipe, adapter):
+    wrapped = customize(pipe, adapter)
+    four = drawn(wrapped, ["a <my-cat>", "a dog"], 1, 2, 3, 4, num_images_per_prompt=2, negative_prompt=["dog", "cat"])
+    plain = drawn(pipe, ["a cat", "a dog"], 1, 2, 3, 4, num_images_per_prompt=2, negative_prompt=["dog", "cat"])
+    second = drawn(wrapped, "a <my-cat>", 2, negative_prompt="dog")
+    assert difference(four[1], second[0]) < 1e-4
+    assert difference(four[1], plain[1]) > 1e-3
+    assert np.array_equal(four[2:], plain[2:])
+
+
+def test_three_rows_per_guided_picture_with_a_concept_and_two_without(pipe, adapter):
+    rows = []
+    handle = pipe.unet.conv_in.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    drawn(customize(pipe, adapter), ["a <my-cat>", "a dog"], 1, 2, num_inference_steps=1)
+    assert sum(rows) == 3 + 2
+    rows.clear()
+    drawn(customize(pipe, adapter), ["a cat", "a dog"], 1, 2, num_inference_steps=1)
+    assert rows == [4]
+    handle.remove()
+
+
+def test_no_trace_after_a_call(pipe, adapter):
+    def state():
+        hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in pipe.unet.modules())
+        return hooks, "forward" in vars(pipe.unet), len(pipe.tokenizer), Base.from_pipeline(pipe).fingerprint()
+
+    before = state()
+    drawn(customize(pipe, adapter), "a <my-cat>", 1)
+    assert state() == before
+    with pytest.raises(UserError):
+        drawn(customize(pipe, adapter), "a <your-cat>", 1)
+    assert state() == before
+
+
+def image(size=16):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (size, size, 3), dtype=np.uint8))
+
+
+def parts(pipe):
+    return {**pipe.components, "requires_safety_checker": False}
+
+
+def check(pipeline, adapter, **kwargs):
+    pipeline.set_progress_bar_config(disable=True)
+    plain = drawn(pipeline, ["a cat", "a dog"], 1, 2, **kwargs)
+    images = drawn(customize(pipeline, adapter), ["a <my-cat>", "a dog"], 1, 2, **kwargs)
+    assert np.array_equal(images[1], plain[1])
+    assert difference(images[0], plain[0]) > 1e-3
+
+
+def test_img2img(pipe, adapter):
+    check(StableDiffusionImg2ImgPipeline(**parts(pipe)), adapter, image=[image()] * 2, strength=0.9)
+
+
+def test_inpaint(pipe, adapter):
+    mask = Image.new("L", (16, 16), 255)
+    pipeline = StableDiffusionInpaintPipeline(**parts(pipe))
+    check(pipeline, adapter, image=[image()] * 2, mask_image=[mask] * 2, height=16, width=16, strength=1.0)
+
+
+def test_controlnet(pipe, adapter):
+    torch.manual_seed(0)
+    controlnet = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 16))
+    for layer in (*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block):
+        torch.nn.init.normal_(layer.weight, std=0.1)
+    pipeline = StableDiffusionControlNetPipeline(**parts(pipe), controlnet=controlnet)
+    check(pipeline, adapter, image=[image(), image()])
+
+
+def test_adapters_come_as_files_too(pipe, base, adapter, tmp_path):
+    save_adapter(adapter, tmp_path / "my-cat.safetensors", base)
+    from_file = drawn(customize(pipe, tmp_path / "my-cat.safetensors"), "a <my-cat>", 1)
+    assert np.array_equal(from_file, drawn(customize(pipe, adapter), "a <my-cat>", 1))
+
+
+def test_unsupported_ways_to_call_are_refused(pipe, adapter):
+    with pytest.raises(UserError, match="as text"):
+        customize(pipe, adapter)(None, prompt_embeds=torch.zeros(1, 32, 16))
+    with pytest.raises(UserError, match="share a name"):
+        drawn(customize(pipe, adapter, adapter), "a <my-cat>", 1)
