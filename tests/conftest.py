@@ -110,4 +110,12 @@ def picture(color: str, size: int = 16) -> tuple[Image.Image, Image.Image]:
 @pytest.fixture
 def concept() -> Concept:
     images, masks = zip(*(picture(color) for color in ("red", "orange", "crimson")), strict=True)
-    return Concept("my-cat", "cat", images, masks, (None,) * 3, ("1.png", "2.png", "3.png"), ())
+    return Concept(
+        name="my-cat",
+        class_noun="cat",
+        images=images,
+        masks=masks,
+        captions=(None,) * 3,
+        sources=("1.png", "2.png", "3.png"),
+        mask_sources=("given",) * 3,
+    )

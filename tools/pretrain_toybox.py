@@ -6,7 +6,7 @@ Stages, in order; each keeps its results in the work folder and goes on where it
     vae         train the autoencoder               -> vae-64/
     tokenizer   learn byte-pair merges of captions  -> tokenizer/
     denoiser    train UNet and text encoder jointly -> denoiser-64.pt
-    export      write the model in half precision   -> a folder for StableDiffusionPipeline.from_pretrained
+    export      write the averaged model in float16 -> a folder for StableDiffusionPipeline.from_pretrained
     look        draw a sheet of samples of an exported model
     adopt       start a work folder from an exported model, to train it further
 
@@ -88,8 +88,9 @@ def render_shard(path: Path, first_seed: int, count: int, size_px: int, device: 
 
 def data(args: argparse.Namespace) -> None:
     folder = picture_folder(args)
+    numbers = range(math.ceil(args.count / SHARD))
     jobs = [(folder / "held_out.safetensors", HELD_OUT, NUM_HELD_OUT)]
-    jobs += [(folder / f"{s:05d}.safetensors", s * SHARD, SHARD) for s in range(math.ceil(args.count / SHARD))]
+    jobs += [(folder / f"{number:05d}.safetensors", number * SHARD, SHARD) for number in numbers]
     jobs = [job for job in jobs if not job[0].exists()]
     started = time.time()
     with ProcessPoolExecutor(args.workers) as workers:
@@ -116,17 +117,19 @@ class Interruption:
 
 
 class Timer:
-    """True once every so many seconds."""
+    """Rings every so many seconds."""
 
     def __init__(self, what: str) -> None:
         self.every = SECONDS_BETWEEN[what]
         self.last = time.time()
 
-    def rings(self) -> bool:
-        if time.time() - self.last < self.every:
-            return False
+    def rings(self) -> float:
+        """The seconds since it last rang, or 0 if it is not yet time."""
+        passed = time.time() - self.last
+        if passed < self.every:
+            return 0.0
         self.last = time.time()
-        return True
+        return passed
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -208,7 +211,7 @@ def psnr(vae: AutoencoderKL, pictures: Tensor) -> float:
 
 @torch.no_grad()
 def standardise_latents(vae: AutoencoderKL, pictures: Tensor) -> None:
-    """Folds into the 1x1 convolutions around the latents that each channel, scaled, has mean 0 and variance 1."""
+    """Folds into the 1x1 convolutions around the latents that each scaled channel has mean 0, variance 1."""
     means = [vae.encode(to_signed(some, vae.device.type)).latent_dist.mean for some in pictures.split(32)]
     latents = torch.cat(means)
     shift = latents.mean(dim=(0, 2, 3))
@@ -235,7 +238,8 @@ def train_vae(args: argparse.Namespace) -> None:
         record |= state["record"]
 
     def save() -> None:
-        save_state(checkpoint, {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "record": record})
+        states = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict()}
+        save_state(checkpoint, {**states, "record": record})
 
     interruption, log, keep = Interruption(), Timer("log"), Timer("checkpoint")
     pictures, losses = torch.empty(0), []
@@ -287,7 +291,7 @@ def train_vae(args: argparse.Namespace) -> None:
 
 
 def train_tokenizer(args: argparse.Namespace) -> None:
-    """Byte-pair merges over CLIP's own normalisation and word splitting. Every byte is a token, so every prompt encodes."""
+    """Byte-pair merges over CLIP's own word splitting. Every byte is a token, so that every prompt encodes."""
     captions = [caption(sample_scene(seed), random.Random(seed)) for seed in range(NUM_CAPTIONS)]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = ["<|startoftext|>", "<|endoftext|>"]
@@ -301,21 +305,21 @@ def train_tokenizer(args: argparse.Namespace) -> None:
     )
     learner.train_from_iterator(captions, trainer)
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
-    tokens = [*alphabet, *(byte + "</w>" for byte in alphabet), *dict.fromkeys(a + b for a, b in merges), *special]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
+    last_bytes, merged = [byte + "</w>" for byte in alphabet], dict.fromkeys(a + b for a, b in merges)
+    vocabulary = {text: number for number, text in enumerate([*alphabet, *last_bytes, *merged, *special])}
 
     def write(folder: Path) -> None:
+        made = CLIPTokenizer(vocabulary, merges, model_max_length=MAX_TOKENS)
+        made.save_pretrained(folder)  # tokenizer.json; the two files below are the older, common form
         (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
         lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
         (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        made = CLIPTokenizer(vocabulary, merges, model_max_length=MAX_TOKENS)
-        made.save_pretrained(folder)
 
     save_folder(args.workdir / "tokenizer", write)
     tokenizer = CLIPTokenizer.from_pretrained(args.workdir / "tokenizer")
     lengths = [len(ids) for ids in tokenizer(captions).input_ids]
-    print(f"{len(tokenizer)} tokens; captions are {max(lengths)} tokens long at most; for example", flush=True)
-    print([tokenizer.tokenize(text) for text in captions[:3]], flush=True)
+    print(f"{len(tokenizer)} tokens; captions are {max(lengths)} tokens long at most", flush=True)
+    print(*(" ".join(tokenizer.tokenize(text)) for text in captions[:3]), sep="\n", flush=True)
 
 
 # ------------------------------------------------------------------------------------------------ denoiser
@@ -349,9 +353,10 @@ def new_denoiser(size_px: int, tokenizer: CLIPTokenizer) -> nn.ModuleDict:
         attention_head_dim=4,  # the number of heads, in spite of its name
         norm_num_groups=16,
     )
-    for name, parameter in unet.named_parameters():  # every residual branch starts as nothing
-        if name.endswith(("conv2.weight", "conv2.bias", "proj_out.weight", "proj_out.bias")) or "conv_out." in name:
-            nn.init.zeros_(parameter)
+    for name, part in unet.named_modules():  # every residual branch, and the answer, starts as nothing
+        if name.endswith(("conv2", "proj_out", "conv_out")):
+            nn.init.zeros_(part.weight)
+            nn.init.zeros_(part.bias)
     return nn.ModuleDict({"text_encoder": text_encoder, "unet": unet.to(memory_format=torch.channels_last)})
 
 
@@ -370,7 +375,7 @@ def noise_scheduler() -> DDIMScheduler:
 
 @torch.no_grad()
 def encode_shards(args: argparse.Namespace, paths: list[Path]) -> Tensor:
-    """Scaled latents [pictures, 2, 4, S/4, S/4], half precision: as drawn and mirrored. Each shard is encoded once."""
+    """Scaled latents [pictures, 2, 4, S/4, S/4], half precision: as drawn, mirrored. Each file is encoded once."""
     mark = fingerprint(vae_folder(args))
     vae = AutoencoderKL.from_pretrained(vae_folder(args)).to(args.device, memory_format=torch.channels_last)
     found = []
@@ -406,7 +411,12 @@ def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 
 def denoising_loss(
-    model: nn.ModuleDict, scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor, ids: Tensor
+    model: nn.ModuleDict,
+    scheduler: DDIMScheduler,
+    latents: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    ids: Tensor,
 ) -> Tensor:
     noisy = scheduler.add_noise(latents, noise, timesteps)
     target = scheduler.get_velocity(latents, noise, timesteps)
@@ -461,8 +471,9 @@ class HeldOut:
 
     @torch.no_grad()
     def loss(self, model: nn.ModuleDict, scheduler: DDIMScheduler) -> float:
-        parts = zip(*(x.split(32) for x in (self.latents, self.noise, self.timesteps, self.ids)), strict=True)
-        losses = [denoising_loss(model, scheduler, *(x.to(self.device) for x in part)).item() for part in parts]
+        everything = [x.to(self.device) for x in (self.latents, self.noise, self.timesteps, self.ids)]
+        parts = zip(*(x.split(32) for x in everything), strict=True)
+        losses = [denoising_loss(model, scheduler, *part).item() for part in parts]
         return sum(losses) / len(losses)
 
 
@@ -504,9 +515,15 @@ def train_denoiser(args: argparse.Namespace) -> None:
     }
     print(json.dumps({name: value for name, value in record.items() if name != "held_out"}), flush=True)
 
+    def test_and_note() -> None:
+        found = held_out.loss(average, scheduler)
+        record["held_out"].append([record["images"], round(found, 4)])
+        print(f"held-out loss {found:.4f} after {record['images']} images", flush=True)
+
     def save() -> None:
-        states = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-        save_state(checkpoint_path(args), {**states, "record": record})
+        weights = {"model": model.state_dict(), "average": average.state_dict()}
+        optimizer_state = optimizer.state_dict()
+        save_state(checkpoint_path(args), {**weights, "optimizer": optimizer_state, "record": record})
 
     interruption, log, keep, test = Interruption(), Timer("log"), Timer("checkpoint"), Timer("held out")
     losses: list[float] = []
@@ -527,19 +544,17 @@ def train_denoiser(args: argparse.Namespace) -> None:
         losses.append(loss.item())
         record["images"] += batches.batch_size
         if test.rings():
-            record["held_out"].append([step, round(held_out.loss(average, scheduler), 4)])
-            print(f"held-out loss {record['held_out'][-1][1]:.4f}", flush=True)
+            test_and_note()
         record["seconds"] += time.time() - started
-        if log.rings():
-            rate = len(losses) * batches.batch_size / log.every
+        if passed := log.rings():
+            rate = len(losses) * batches.batch_size / passed
             found = f"{record['images']} images, {rate:.1f}/s, loss {sum(losses) / len(losses):.4f}"
             print(f"step {step}, {found}, {args.minutes - record['seconds'] / 60:.1f} min left", flush=True)
             losses.clear()
         if keep.rings():
             save()
-    record["held_out"].append([record["steps"], round(held_out.loss(average, scheduler), 4)])
+    test_and_note()
     save()
-    print(f"held-out loss {record['held_out'][-1][1]:.4f} after {record['images']} images", flush=True)
 
 
 # ------------------------------------------------------------------------------------ export, look and adopt
@@ -563,41 +578,48 @@ def export(args: argparse.Namespace) -> None:
         requires_safety_checker=False,
     ).to(dtype=torch.float16)
 
+    record = {"vae": read_record(vae_folder(args)), "denoiser": state["record"]}
+
     def write(folder: Path) -> None:
         pipeline.save_pretrained(folder)
-        vae_record = json.loads((vae_folder(args) / "record.json").read_text())
-        (folder / "README.md").write_text(model_card(args.size_px, vae_record, state["record"]), encoding="utf-8")
+        (folder / "record.json").write_text(json.dumps(record, indent=1))
+        (folder / "README.md").write_text(model_card(args.size_px, **record), encoding="utf-8")
 
     save_folder(args.out, write)
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
     print(f"{args.out}: {size / 1e6:.1f} MB, {state['record']['images']} images seen")
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "record.json").read_text())
+
+
 def model_card(size_px: int, vae: dict[str, Any], denoiser: dict[str, Any]) -> str:
     """Every figure comes from the record of the training."""
-    curve = "\n".join(f"| {step} | {step * denoiser['batch_size']} | {loss} |" for step, loss in denoiser["held_out"])
+    curve = "\n".join(f"| {images} | {loss:.4f} |" for images, loss in denoiser["held_out"])
+    parameters = denoiser["parameters"]
     return f"""# The toybox foundation model
 
-A small latent text-to-image model of `infusion.toybox`'s world, in the layout of Stable Diffusion:
-`StableDiffusionPipeline.from_pretrained(this_folder)` loads it. Pictures of {size_px} x {size_px} pixels, prompts of up to
-{MAX_TOKENS} tokens, v-prediction. It knows the toys, colours and places of that world and nothing else. Written by
-`tools/pretrain_toybox.py`, which also continues its training (stage `adopt`).
+A small latent text-to-image model of the world of `infusion.toybox`, in the layout of Stable Diffusion:
+`StableDiffusionPipeline.from_pretrained(this_folder)` loads it. Pictures of {size_px} x {size_px} pixels, prompts of up
+to {MAX_TOKENS} tokens, v-prediction. It knows the toys, colours and places of that world and nothing else. Made by
+`tools/pretrain_toybox.py`, which can also train it further (stage `adopt`).
 
-**Data.** {denoiser["pictures"]} rendered scenes (seeds from 0; seeds from {HELD_OUT} on are held out), each also mirrored; captions
-drawn anew from the scene at every presentation.
+**Data.** {denoiser["pictures"]} rendered scenes (seeds from 0 on; seeds from {HELD_OUT} on are held out), each also
+mirrored; captions drawn anew from the scene at every presentation.
 
-| | autoencoder | denoiser and text encoder |
+| | autoencoder | UNet and text encoder |
 |---|---|---|
+| parameters | {vae["parameters"]} | {parameters["unet"]} and {parameters["text_encoder"]} |
 | steps | {vae["steps"]} | {denoiser["steps"]} |
-| pictures seen | | {denoiser["images"]} |
+| images seen | | {denoiser["images"]} |
 | minutes | {vae["seconds"] / 60:.0f} | {denoiser["seconds"] / 60:.0f} |
 | machine | {vae["machine"]} | {denoiser["machine"]} |
-| parameters | {vae["parameters"]} | {denoiser["parameters"]["unet"]} + {denoiser["parameters"]["text_encoder"]} |
 
-Held-out reconstruction: {vae["psnr_db"]} dB PSNR.
+Reconstruction of held-out pictures by the autoencoder: {vae["psnr_db"]} dB PSNR.
 
-| step | pictures seen | held-out denoising loss |
-|---|---|---|
+| images seen | held-out denoising loss |
+|---|---|
 {curve}
 """
 
@@ -623,7 +645,8 @@ def look(args: argparse.Namespace) -> None:
     for start in range(0, len(prompts), 20):
         some = prompts[start : start + 20]
         seeds = [torch.Generator().manual_seed(start + i) for i in range(len(some))]
-        pictures += pipeline(some, num_inference_steps=25, guidance_scale=args.guidance_scale, generator=seeds).images
+        options = {"num_inference_steps": 25, "guidance_scale": args.guidance_scale, "generator": seeds}
+        pictures += pipeline(some, **options).images
     side = 2 * pictures[0].width
     sheet = Image.new("RGB", (side * args.places, side * (len(prompts) // args.places)))
     for number, picture in enumerate(pictures):
@@ -638,19 +661,17 @@ def look(args: argparse.Namespace) -> None:
 def adopt(args: argparse.Namespace) -> None:
     if checkpoint_path(args).exists():
         raise SystemExit(f"error: {checkpoint_path(args)} exists. Choose another --workdir.")
-    pipeline = StableDiffusionPipeline.from_pretrained(args.model)
-    model = nn.ModuleDict({"text_encoder": pipeline.text_encoder, "unet": pipeline.unet})
-    record = {"psnr_db": "as in the model it started from", "steps": 0, "seconds": 0.0, "machine": "", "parameters": ""}
+    pipeline, record = StableDiffusionPipeline.from_pretrained(args.model), read_record(args.model)
 
-    def write(folder: Path) -> None:
+    def write_vae(folder: Path) -> None:
         pipeline.vae.save_pretrained(folder)
-        (folder / "record.json").write_text(json.dumps(record))
+        (folder / "record.json").write_text(json.dumps(record["vae"], indent=1))
 
-    save_folder(vae_folder(args), write)
+    save_folder(vae_folder(args), write_vae)
     save_folder(args.workdir / "tokenizer", pipeline.tokenizer.save_pretrained)
-    weights = model.state_dict()
-    record = {"steps": 0, "images": 0, "seconds": 0.0, "held_out": []}
-    save_state(checkpoint_path(args), {"model": weights, "average": weights, "optimizer": None, "record": record})
+    weights = nn.ModuleDict({"text_encoder": pipeline.text_encoder, "unet": pipeline.unet}).state_dict()
+    state = {"model": weights, "average": weights, "optimizer": None, "record": record["denoiser"]}
+    save_state(checkpoint_path(args), state)
 
 
 # -------------------------------------------------------------------------------------------- command line
@@ -658,9 +679,10 @@ def adopt(args: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--workdir", type=Path, default=Path("toybox_run"), help="where everything is kept")
+    common.add_argument("--workdir", type=Path, default=Path("toybox_run"), help="keeps all results")
     common.add_argument("--size-px", type=int, choices=sorted(UNET_WIDTHS), default=64, help="picture side")
-    common.add_argument("--device", choices=sorted(BATCH_SIZE), default="cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    common.add_argument("--device", choices=sorted(BATCH_SIZE), default=device)
     common.add_argument("--threads", type=int, help="CPU threads of this process")
     whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     stages = whole.add_subparsers(required=True, metavar="STAGE")
@@ -679,7 +701,7 @@ def parser() -> argparse.ArgumentParser:
     stage("tokenizer", train_tokenizer, "learn the vocabulary of the captions")
     one = stage("denoiser", train_denoiser, "train UNet and text encoder on the pictures there are")
     one.add_argument("--minutes", type=float, default=85, help="training time in all, earlier runs included")
-    one.add_argument("--cooldown-minutes", type=float, default=20, help="at the end: the learning rate falls to zero")
+    one.add_argument("--cooldown-minutes", type=float, default=20, help="the learning rate falls at the end")
     one.add_argument("--learning-rate", type=float, default=8e-4)
     one.add_argument("--batch-size", type=int, help=f"default: {BATCH_SIZE}")
     one = stage("export", export, "write the averaged weights of the latest checkpoint as a model folder")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
+from PIL import Image, ImageStat
 from torch import Tensor
 
 from infusion.base import Base
@@ -18,15 +18,15 @@ _NOISE_LEVELS = (0.3, 0.5, 0.7)
 
 @dataclass(frozen=True)
 class SubjectMask:
-    """White where the subject is. source: "given" or "attention". coverage: mean of the mask, in [0, 1]."""
+    """White where the subject is ("L"). source: "given", "alpha" or "attention"."""
 
     image: Image.Image
     source: str
 
     @property
     def coverage(self) -> float:
-        pixels = torch.tensor(list(self.image.tobytes()), dtype=torch.float32)
-        return float(pixels.mean()) / 255
+        """Share of the picture that is learnt, in [0, 1]."""
+        return ImageStat.Stat(self.image).mean[0] / 255
 
 
 def subject_masks(base: Base, concept: Concept) -> list[SubjectMask]:
@@ -36,8 +36,8 @@ def subject_masks(base: Base, concept: Concept) -> list[SubjectMask]:
     missing = [i for i, mask in enumerate(concept.masks) if mask is None]
     found = dict(zip(missing, _attention_masks(base, [images[i] for i in missing], concept.class_noun), strict=True))
     return [
-        SubjectMask(found[i], "attention") if mask is None else SubjectMask(square(mask, size), "given")
-        for i, mask in enumerate(concept.masks)
+        SubjectMask(found[i], "attention") if mask is None else SubjectMask(square(mask, size), str(source))
+        for i, (mask, source) in enumerate(zip(concept.masks, concept.mask_sources, strict=True))
     ]
 
 

@@ -29,8 +29,8 @@ _PAIRS_IN_A_ROW = 4
 class TrainingPicture:
     """One picture of the concept.
 
-    mask: "L", any size, white = learnt; None: all of it. source: "given", "alpha", "attention", or other words for
-    where the mask is from. coverage: the mask's mean, 0 to 1.
+    mask: "L", any size, white = learnt; None: all of it. source: where the mask is from: "given", "alpha",
+    "attention", or in other words. coverage: the mask's mean, 0 to 1.
     """
 
     image: Image.Image

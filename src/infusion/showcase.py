@@ -1,16 +1,28 @@
-"""A trained adapter -> the pictures that show what it did, base and customized at the same seeds."""
+"""A finished training -> the page that shows what it did: base and customized at the same seeds."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 
 import torch
 from torch import Tensor
 
 from infusion.base import Base
-from infusion.latents import decode_latents
+from infusion.concept import Concept
+from infusion.latents import decode_latents, square
+from infusion.masks import SubjectMask
 from infusion.methods import Adapter
 from infusion.pipeline import sample_prompts
-from infusion.report import Comparison, Untouched
+from infusion.report import (
+    Comparison,
+    Page,
+    Preview,
+    TrainingPicture,
+    Untouched,
+    describe_run,
+    format_seconds,
+)
 
 COMPARED = (
     "a {} on the beach",
@@ -29,49 +41,109 @@ UNTOUCHED = ("a {} on the beach", "a blue {} in the snow", "a red car in front o
 """Prompts that do not name the concept; {} is the plain class noun."""
 
 
-@dataclass(frozen=True)
-class Showcase:
-    """What `show_adapter` drew. comparisons name the concept, untouched does not."""
+NOTES = (
+    "Attention maps stay the base model's, so the silhouette, the pose and the layout stay the base model's too: what "
+    "is learnt is one vector a layer, which carries colours, materials and the general kind of a pattern, and not "
+    "where on the body each mark sits.",
+    "Prompts without the concept are the base model's by construction, so a difference of 0 is a test of the "
+    "implementation and no measurement of quality.",
+)
 
-    comparisons: list[Comparison]
-    untouched: list[Untouched]
+
+@dataclass
+class TrainingRecord:
+    """What there is to tell of a training, collected while it runs."""
+
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    previews: list[Preview] = field(default_factory=list)
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+    file_bytes: int = 0
 
 
-def show_adapter(
+@torch.no_grad()
+def compare(
     base: Base,
     adapter: Adapter,
     prompts: Sequence[str] = COMPARED,
     seeds: Sequence[int] = range(4),
-    num_inference_steps: int = 30,
-    guidance_scale: float = 5.0,
-) -> Showcase:
+    **sampling: float,
+) -> tuple[list[Comparison], list[Untouched]]:
     """Draw prompts with and without the adapter, at the same seeds and in the same batches.
 
     Prompts with and without the concept are drawn together, so that the untouched ones are measured beside customized
     neighbours. The difference is that of the latents, before they are rounded to a picture.
+
+    Args:
+        prompts: {} stands for the concept.
+        sampling: settings of `sample_prompts`.
     """
-    named = [prompt.format(f"<{adapter.concept_name}>") for prompt in prompts]
-    plain = [prompt.format(adapter.class_noun) for prompt in (*prompts, *UNTOUCHED)]
-    customized = [*named, *plain[len(named) :]]
+    placeholder = f"<{adapter.concept_name}>"
+    others = [prompt.format(adapter.class_noun) for prompt in UNTOUCHED]
+    plain = [prompt.format(adapter.class_noun) for prompt in prompts] + others
+    named = [prompt.format(placeholder) for prompt in prompts] + others
 
     def draw(texts: Sequence[str], *adapters: Adapter) -> Tensor:
-        settings = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-        latents = torch.cat(list(sample_prompts(base, texts, adapters, seeds, **settings)))  # type: ignore[arg-type]
+        latents = torch.cat(list(sample_prompts(base, texts, adapters, seeds, **sampling)))  # type: ignore[arg-type]
         return latents.unflatten(0, (len(texts), len(seeds)))
 
-    before, after = draw(plain), draw(customized, adapter)
+    before, after = draw(plain), draw(named, adapter)
     comparisons = [
         Comparison(prompt, list(seeds), decode_latents(base, before[row]), decode_latents(base, after[row]))
-        for row, prompt in enumerate(named)
+        for row, prompt in enumerate(named[: len(prompts)])
     ]
-    untouched = [
-        _untouched(base, customized[row], seeds[0], before[row, :1], after[row, :1])
-        for row in range(len(named), len(plain))
-    ]
-    return Showcase(comparisons, untouched)
+    untouched = []
+    for row, prompt in enumerate(others, start=len(prompts)):
+        pictures = decode_latents(base, torch.stack([before[row, 0], after[row, 0]]))
+        difference = float((after[row] - before[row]).abs().max())
+        untouched.append(Untouched(prompt, seeds[0], *pictures, difference, f"the latents, {len(seeds)} seeds"))
+    return comparisons, untouched
 
 
-def _untouched(base: Base, prompt: str, seed: int, before: Tensor, after: Tensor) -> Untouched:
-    difference = float((after - before).abs().max())
-    pictures = (*decode_latents(base, before), *decode_latents(base, after))
-    return Untouched(prompt, seed, *pictures, difference, "latents")
+def training_page(
+    base: Base,
+    adapter: Adapter,
+    concept: Concept,
+    masks: Sequence[SubjectMask],
+    record: TrainingRecord,
+    settings: Mapping[str, object],
+) -> Page:
+    """Draw the comparisons and put everything there is to show of a training on a page."""
+    started = time.monotonic()
+    comparisons, untouched = compare(base, adapter)
+    seconds = time.monotonic() - started
+    drawn = 2 * sum(len(comparison.seeds) for comparison in comparisons) * (1 + len(untouched) / len(comparisons))
+    facts = {
+        "file size": f"{record.file_bytes:,} bytes",
+        "learnt parameters": f"{adapter.num_parameters:,}",
+        "training": format_seconds(record.seconds),
+        "training speed": f"{record.images_per_second:.1f} images/s",
+        "drawing this page": f"{format_seconds(seconds)} for {drawn:.0f} pictures",
+        "device": str(base.device),
+    }
+    versions = {name: version(name) for name in ("torch", "diffusers", "transformers")}
+    about = {"method": adapter.method.name, "base": base.id, **asdict(adapter.method), **settings, **versions}  # type: ignore[call-overload]
+    return Page(
+        placeholder=concept.placeholder,
+        class_noun=concept.class_noun,
+        statement=describe_run(
+            concept.class_noun,
+            len(concept.images),
+            adapter.method.max_train_steps,
+            record.seconds,
+            adapter.num_parameters,
+            record.file_bytes,
+            untouched,
+        ),
+        training_pictures=[
+            TrainingPicture(square(image, base.size_px), mask.image, mask.source, mask.coverage)
+            for image, mask in zip(concept.images, masks, strict=True)
+        ],
+        comparisons=comparisons,
+        untouched=untouched,
+        facts=facts,
+        settings={name: str(value) for name, value in about.items()},
+        notes=NOTES,
+        loss_curve=record.losses,
+        previews=record.previews,
+    )
