@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 import torch
 from conftest import tiny_pipeline
@@ -20,38 +17,12 @@ def saved(base, concept, tmp_path):
     for parameter in adapter.parameters():
         parameter.data.normal_()
     path = tmp_path / "my-cat.safetensors"
-    size = save_adapter(adapter, path, base, training={"seed": 0})
-    return adapter, path, size
-
-
-def test_the_size_reported_is_the_size_on_disk(saved):
-    _, path, size = saved
-    assert path.stat().st_size == size
-
-
-def test_the_file_is_all_a_fresh_process_needs(saved, base, base_dir, tmp_path):
-    adapter, path, _ = saved
-    program = f"""
-import torch; torch.set_num_threads(1)
-from infusion import load_base, load_adapter
-base = load_base({str(base_dir)!r}, device="cpu")
-adapter = load_adapter({str(path)!r}, base)
-torch.manual_seed(0)
-with base.customized(adapter) as denoiser, torch.no_grad():
-    conditioning = base.encode(["a <my-cat>"], {{adapter.concept_name: adapter.class_noun}})
-    prediction = denoiser.predict(torch.randn(1, 4, 8, 8), torch.tensor(10), conditioning)
-torch.save(prediction, {str(tmp_path / "there.pt")!r})
-"""
-    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
-    torch.manual_seed(0)
-    with base.customized(adapter) as denoiser, torch.no_grad():
-        conditioning = base.encode(["a <my-cat>"], {"my-cat": "cat"})
-        here = denoiser.predict(torch.randn(1, 4, 8, 8), torch.tensor(10), conditioning)
-    assert torch.equal(here, torch.load(tmp_path / "there.pt"))
+    save_adapter(adapter, path, base, training={"seed": 0})
+    return adapter, path
 
 
 def test_the_file_explains_itself(saved, base):
-    _, path, _ = saved
+    _, path = saved
     about, tensors = read_adapter_file(path)
     assert (about["concept_name"], about["class_noun"], about["method"]) == ("my-cat", "cat", "infusion")
     assert about["settings"]["layers"] == "all"
@@ -61,7 +32,7 @@ def test_the_file_explains_itself(saved, base):
 
 @pytest.mark.parametrize("place", ["tensor", "metadata"])
 def test_a_flipped_bit_is_found(saved, place):
-    _, path, _ = saved
+    _, path = saved
     content = bytearray(path.read_bytes())
     content[-1 if place == "tensor" else content.index(b"my-cat")] ^= 1
     path.write_bytes(content)
@@ -87,7 +58,7 @@ def test_foreign_and_missing_files_are_refused(saved, tmp_path):
 
 
 def test_an_adapter_for_another_base_is_refused_unless_asked_for(saved, tmp_path):
-    adapter, path, _ = saved
+    adapter, path = saved
     tiny_pipeline(seed=7).save_pretrained(tmp_path / "other")
     other = load_base(tmp_path / "other", device="cpu")
     with pytest.raises(UserError) as refusal:
@@ -98,7 +69,7 @@ def test_an_adapter_for_another_base_is_refused_unless_asked_for(saved, tmp_path
 
 
 def test_layers_the_base_lacks_are_refused(saved, base, tmp_path):
-    adapter, _, _ = saved
+    adapter, _ = saved
     residuals = adapter.residuals()
     path = next(iter(residuals))
     smaller = Infusion().empty_adapter({f"{path}.to_v.value_residual": torch.zeros(5)}, "my-cat", "cat")
@@ -113,7 +84,7 @@ def test_a_base_is_recognised_in_other_precisions(base, base_dir):
 
 
 def test_another_tool_can_read_the_tensors(saved):
-    adapter, path, _ = saved
+    adapter, path = saved
     tensors = load_file(path)
     assert sum(tensor.numel() for tensor in tensors.values()) == adapter.num_parameters
 

@@ -101,13 +101,3 @@ def test_a_concept_is_one_individual_in_one_place(tmp_path):
     held_out, _ = concept_pictures(4, 2, backgrounds=["beach", "snow"], first=5)
     assert all(isinstance(image, Image.Image) for image in held_out)
     assert held_out[0].tobytes() != concept.images[0].tobytes()
-
-
-def test_the_world_imports_nothing_of_the_library():
-    from pathlib import Path
-
-    import infusion.toybox
-
-    for file in Path(infusion.toybox.__file__).parent.glob("*.py"):
-        imported = [line for line in file.read_text().splitlines() if line.startswith(("from infusion", "import infusion"))]
-        assert all("infusion.toybox" in line for line in imported), file

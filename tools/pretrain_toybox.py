@@ -225,7 +225,7 @@ def standardise_latents(vae: AutoencoderKL, pictures: Tensor) -> None:
 
 
 def train_vae(args: argparse.Namespace) -> None:
-    """First on crops of 32 pixels, for many cheap steps; the last third of the time on whole pictures."""
+    """First on crops of 32 pixels, for many cheap steps; in the last fifth of the time on whole pictures."""
     held_out = load_file(picture_folder(args) / "held_out.safetensors")["images"]
     vae = new_vae(args.size_px).to(args.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.learning_rate, weight_decay=1e-4, fused=True)
@@ -253,7 +253,7 @@ def train_vae(args: argparse.Namespace) -> None:
             warm_up = min(1, (record["steps"] + 1) / 100)
             group["lr"] = args.learning_rate * warm_up * (0.5 + 0.5 * math.cos(math.pi * progress))
         generator = torch.Generator().manual_seed(record["steps"])
-        side = 32 if progress < 2 / 3 else args.size_px
+        side = 32 if progress < 0.8 else args.size_px
         top, left = torch.randint(args.size_px - side + 1, (2,), generator=generator).tolist()
         chosen = pictures[torch.randint(len(pictures), (16,), generator=generator)]
         batch = to_signed(chosen[:, :, top : top + side, left : left + side], args.device)
@@ -291,7 +291,7 @@ def train_vae(args: argparse.Namespace) -> None:
 
 
 def train_tokenizer(args: argparse.Namespace) -> None:
-    """Byte-pair merges over CLIP's own word splitting. Every byte is a token, so that every prompt encodes."""
+    """Byte-pair merges over CLIP's own word splitting. Every byte is a token, so every prompt encodes."""
     captions = [caption(sample_scene(seed), random.Random(seed)) for seed in range(NUM_CAPTIONS)]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = ["<|startoftext|>", "<|endoftext|>"]
@@ -375,7 +375,7 @@ def noise_scheduler() -> DDIMScheduler:
 
 @torch.no_grad()
 def encode_shards(args: argparse.Namespace, paths: list[Path]) -> Tensor:
-    """Scaled latents [pictures, 2, 4, S/4, S/4], half precision: as drawn, mirrored. Each file is encoded once."""
+    """Scaled latents [pictures, 2, 4, S/4, S/4], half precision: as drawn, mirrored. Encodes once."""
     mark = fingerprint(vae_folder(args))
     vae = AutoencoderKL.from_pretrained(vae_folder(args)).to(args.device, memory_format=torch.channels_last)
     found = []
@@ -601,12 +601,12 @@ def model_card(size_px: int, vae: dict[str, Any], denoiser: dict[str, Any]) -> s
     return f"""# The toybox foundation model
 
 A small latent text-to-image model of the world of `infusion.toybox`, in the layout of Stable Diffusion:
-`StableDiffusionPipeline.from_pretrained(this_folder)` loads it. Pictures of {size_px} x {size_px} pixels, prompts of up
-to {MAX_TOKENS} tokens, v-prediction. It knows the toys, colours and places of that world and nothing else. Made by
-`tools/pretrain_toybox.py`, which can also train it further (stage `adopt`).
+`StableDiffusionPipeline.from_pretrained(this_folder)` loads it. Pictures of {size_px} x {size_px} pixels,
+prompts of up to {MAX_TOKENS} tokens, v-prediction. It knows the toys, colours and places of that world and
+nothing else. Made by `tools/pretrain_toybox.py`, which can also train it further (stage `adopt`).
 
-**Data.** {denoiser["pictures"]} rendered scenes (seeds from 0 on; seeds from {HELD_OUT} on are held out), each also
-mirrored; captions drawn anew from the scene at every presentation.
+**Data.** {denoiser["pictures"]} rendered scenes (seeds from 0 on; those from {HELD_OUT} on are
+held out), each also mirrored; captions drawn anew from the scene at every presentation.
 
 | | autoencoder | UNet and text encoder |
 |---|---|---|

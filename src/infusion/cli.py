@@ -9,11 +9,11 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from infusion.concept import Concept
     from infusion.masks import SubjectMask
     from infusion.methods import Adapter
+    from infusion.showcase import TrainingRecord
     from infusion.training import Progress, TrainingSettings
 
 MAX_SEEDS = 10_000
@@ -37,7 +38,7 @@ _PREVIEW_SEEDS = range(4)
 _INTERRUPTED = 130
 
 app = typer.Typer(
-    help="Teach a diffusion model one thing from a few pictures, and leave everything else it knows untouched.",
+    help="Teach a diffusion model one thing from a few pictures; everything else it knows stays untouched.",
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -46,7 +47,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The entry point. What a person got wrong is one sentence and exit code 1; our own faults keep a traceback."""
+    """The entry point. A person's mistakes become one sentence and exit code 1; our own keep a traceback."""
     _quieten()
     try:
         app()
@@ -80,8 +81,9 @@ class _SettingsCommand(TyperCommand):
         for param in self.params:
             if param.name in fields:
                 field, hint = fields[param.name]
-                about = f"{field.metadata.get('help', '')} {allowed(field, hint).capitalize()}."
-                param.help = f"{about} [default: {field.default}]"  # type: ignore[attr-defined]
+                about = field.metadata["help"].rstrip(".")
+                about += "" if hint in (str, bool) else f"; {allowed(field, hint)}"
+                param.help = f"{about}. [default: {field.default}]"  # type: ignore[attr-defined]
         super().format_help(*args)
 
 
@@ -144,12 +146,17 @@ def train(
     resume: Annotated[
         bool, typer.Option(help="Go on from the checkpoint of an interrupted run, if there is one.")
     ] = True,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw pictures and show them on one HTML page.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print what would be done.")
     ] = False,
     device: DeviceOption = None,
 ) -> None:
     """Learn one concept from a folder of pictures."""
+    from infusion.files import check_writable
+
     console = _console()
     mistakes: list[str] = []
     with _noting(mistakes):
@@ -161,6 +168,9 @@ def train(
         _check_choice("mixed_precision", mixed_precision, PRECISIONS)
     with _noting(mistakes):
         _check_output(output)
+    with _noting(mistakes):
+        if page is not None:
+            check_writable(page)
     if mistakes:
         raise all_at_once(mistakes, "this command")
     assert output is not None
@@ -184,32 +194,29 @@ def train(
 
     from infusion.adapter_file import save_adapter
     from infusion.masks import subject_masks
+    from infusion.report import write_page
+    from infusion.showcase import training_page
 
     found = subject_masks(model, concept)
-    console.print(_described_masks(concept, found))
+    console.print(_described_masks(found))
     adapter = method.adapter(model, concept)
-    started = time.monotonic()
-    last = _learn(console, model, adapter, concept, settings, checkpoint, found, output, preview_steps)
-    if last is None:
-        return
-    if last.step < last.max_train_steps:
-        console.print(
-            f"Interrupted after {last.step} of {last.max_train_steps} steps. They are kept in {checkpoint}; "
-            "the same command goes on from there."
-        )
-        raise typer.Exit(_INTERRUPTED)
-    training = dataclasses.asdict(settings) | {
-        "mixed_precision": mixed_precision,
-        "num_images": len(concept.images),
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    num_bytes = save_adapter(adapter, output, model, training=training)
+    try:
+        record = _learn(console, model, adapter, concept, settings, checkpoint, found, output, preview_steps)
+    except KeyboardInterrupt:
+        kept = f"What was learnt is kept in {checkpoint}; the same command goes on from there."
+        console.print(f"Interrupted. {kept if checkpoint.exists() else 'Nothing was learnt yet.'}")
+        raise typer.Exit(_INTERRUPTED) from None
+    used = dataclasses.asdict(settings) | {"mixed_precision": mixed_precision}
+    about = used | {"num_images": len(concept.images), "seconds": round(record.seconds, 1)}
+    record.file_bytes = save_adapter(adapter, output, model, training=about)
     checkpoint.unlink(missing_ok=True)
-    console.print(f"{output}: {num_bytes:,} bytes, {adapter.num_parameters:,} parameters.")
-    prompt = f"a {concept.placeholder} on the beach"
-    console.print(
-        f"Try: infusion generate {shlex.quote(prompt)} --concept {shlex.quote(str(output))} --seed 0..7 -o out"
-    )
+    console.print(f"{output}: {record.file_bytes:,} bytes, {adapter.num_parameters:,} parameters.")
+    if page is not None:
+        console.print("Drawing the page ...")
+        write_page(training_page(model, adapter, concept, found, record, used), page)
+        console.print(f"{page}: what was learnt, beside the base model.")
+    words = ["infusion", "generate", f"a {concept.placeholder} on the beach", "--concept", str(output)]
+    console.print(f"Try: {shlex.join(words)} --seed 0..7 -o out")
 
 
 @app.command()
@@ -320,7 +327,7 @@ def show(
     print(f"  created     {about['created']} with {versions}")
     print("  norms")
     for name, norm in norms.items():
-        print(f"    {norm:10.4f}  {tuple(tensors[name].shape)[0]:>6}  {name}")
+        print(f"    {norm:10.4f}  {tensors[name].numel():>6}  {name}")
 
 
 @app.command()
@@ -366,7 +373,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def merged_settings(flags: dict[str, Any], assignments: Sequence[str], config: Path | None) -> dict[str, Any]:
-    """Settings by name: what a flag says goes before --set, that before the file. Flags that are None say nothing."""
+    """Settings by name: a flag goes before --set, that before the file. Flags that are None say nothing."""
     merged = _read_config(config) if config is not None else {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
@@ -479,32 +486,40 @@ def _learn(
     masks: "Sequence[SubjectMask]",
     output: Path,
     preview_steps: int | None,
-) -> "Progress | None":
-    """Train with a progress bar; returns how far it came, which after Ctrl-C is not all the way."""
+) -> "TrainingRecord":
+    """Train with a progress bar. KeyboardInterrupt, with a checkpoint written, when it was asked to stop."""
+    from infusion.report import Preview, format_seconds
+    from infusion.showcase import TrainingRecord
     from infusion.training import train as train_steps
 
-    losses: deque[float] = deque(maxlen=50)
-    last = None
-    with _interruptible() as asked_to_stop, _progress_bar(console, "Learning") as advance:
-        training = train_steps(base, adapter, concept, settings, checkpoint, masks)
-        for last in training:
-            losses.append(last.loss)
-            told = f"loss {sum(losses) / len(losses):.4f}, {last.images_per_second:.1f} images/s"
-            advance(last.step, last.max_train_steps, told)
-            if preview_steps and last.step % preview_steps == 0:
-                _save_preview(base, adapter, output.with_suffix(f".step-{last.step:06}.png"))
-            if asked_to_stop():
-                training.close()  # which writes the checkpoint
-                break
-    return last
+    record = TrainingRecord()
+    recent: deque[float] = deque(maxlen=50)
+    started = time.monotonic()
+    training = cast("Generator[Progress]", train_steps(base, adapter, concept, settings, checkpoint, masks))
+    # Closing it writes the checkpoint.
+    with _interruptible() as asked_to_stop, _progress_bar(console, "Learning") as advance, closing(training):
+        for now in training:
+            recent.append(now.loss)
+            record.losses.append((now.step, now.loss))
+            record.images_per_second = now.images_per_second
+            speed = f"{now.images_per_second:.1f} images/s, {format_seconds(now.seconds_left)} left"
+            advance(now.step, now.max_train_steps, f"loss {sum(recent) / len(recent):.4f}, {speed}")
+            if preview_steps and now.step % preview_steps == 0:
+                images = _preview(base, adapter, output.with_suffix(f".step-{now.step:06}.png"))
+                record.previews.append(Preview(now.step, images))
+            if asked_to_stop() and now.step < now.max_train_steps:
+                raise KeyboardInterrupt
+    record.seconds = time.monotonic() - started
+    return record
 
 
-def _save_preview(base: "Base", adapter: "Adapter", path: Path) -> None:
+def _preview(base: "Base", adapter: "Adapter", path: Path) -> "list[Image.Image]":
     from infusion.pipeline import generate as generate_images
     from infusion.report import grid
 
     images = generate_images(base, f"a photo of a <{adapter.concept_name}>", [adapter], _PREVIEW_SEEDS)
     _save_png(grid(images, columns=len(images)), path, {})
+    return images
 
 
 def _draw(
@@ -519,10 +534,11 @@ def _draw(
     import inspect
 
     from infusion.concept import slug
-    from infusion.pipeline import generate_batches
+    from infusion.latents import decode_latents
+    from infusion.pipeline import sample_prompts
     from infusion.report import contact_sheet
 
-    defaults = inspect.signature(generate_batches).parameters.values()
+    defaults = inspect.signature(sample_prompts).parameters.values()
     used = {p.name: p.default for p in defaults if p.kind is p.KEYWORD_ONLY} | settings
     used |= {"base": base.id, "concepts": [f"<{adapter.concept_name}>" for adapter in adapters]}
     wanted = [(row, prompt, seed) for row, prompt in enumerate(prompts) for seed in seeds]
@@ -530,7 +546,8 @@ def _draw(
     if len(set(slugs)) < len(slugs):
         slugs = [f"{row + 1}-{name}" for row, name in enumerate(slugs)]
     rows: list[list[Image.Image]] = [[] for _ in prompts[:_GRID_ROWS]]
-    images = (i for batch in generate_batches(base, prompts, adapters, seeds, **settings) for i in batch)
+    batches = sample_prompts(base, prompts, adapters, seeds, **settings)
+    images = (image for latents in batches for image in decode_latents(base, latents))
     with _progress_bar(console, "Drawing") as advance:
         for done, ((row, prompt, seed), image) in enumerate(zip(wanted, images, strict=True), start=1):
             text = {"prompt": prompt, "seed": str(seed), "settings": json.dumps(used, sort_keys=True)}
@@ -539,11 +556,8 @@ def _draw(
                 rows[row].append(image)
             advance(done, len(wanted), "")
     if len(wanted) > 1:
-        _save_png(
-            contact_sheet(rows, column_labels=[str(seed) for seed in seeds[:_GRID_COLUMNS]]),
-            output_dir / "grid.png",
-            {},
-        )
+        grid = contact_sheet(rows, column_labels=[str(seed) for seed in seeds[:_GRID_COLUMNS]])
+        _save_png(grid, output_dir / "grid.png", {})
     console.print(f"{len(wanted)} picture{'s' if len(wanted) > 1 else ''} in {output_dir}.")
 
 
@@ -590,14 +604,13 @@ def _console() -> "Console":
 @contextmanager
 def _progress_bar(console: "Console", title: str) -> Iterator[Any]:
     """Yields advance(done, total, text). Where there is no terminal: a line at every tenth of the way."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[told]}", markup=False),
-        TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=None, told="")
@@ -617,9 +630,9 @@ def _described(concept: "Concept") -> str:
     return told + (f", {captions} with captions." if captions else ".")
 
 
-def _described_masks(concept: "Concept", masks: "Sequence[SubjectMask]") -> str:
+def _described_masks(masks: "Sequence[SubjectMask]") -> str:
     """Where the masks come from and how much of the pictures they cover."""
-    sources = [own or mask.source for own, mask in zip(concept.mask_sources, masks, strict=True)]
+    sources = [mask.source for mask in masks]
     words = {
         "given": "given",
         "alpha": "from the alpha channel",

@@ -55,5 +55,9 @@ class Method(ABC):
         """A fresh adapter for a concept: it changes nothing until it is trained."""
 
     @abstractmethod
+    def num_parameters(self, network: nn.Module) -> int:
+        """How many numbers an adapter for this network learns: the method's closed form."""
+
+    @abstractmethod
     def empty_adapter(self, tensors: dict[str, Tensor], concept_name: str, class_noun: str) -> Adapter:
         """An adapter of the shapes of saved tensors, to be filled with them."""

@@ -1,0 +1,64 @@
+"""Imports run one way; the folder of methods is the registry."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "infusion"
+# Each module may import from its own row and those below, never from those above.
+ROWS = [
+    {"cli", "demo"},
+    {"showcase"},
+    {"report", "pipeline", "training"},
+    {"checkpoint", "dataset", "sampling", "adapter_file", "masks"},
+    {"methods", "latents"},
+    {"base"},
+    {"prompts"},
+    {"concept", "settings", "files", "toybox"},
+    {"errors"},
+]
+ROW = {module: row for row, modules in enumerate(ROWS) for module in modules}
+
+
+def imports(file: Path) -> set[str]:
+    """Modules of ours that a file imports at run time (not those for type checking only)."""
+    tree = ast.parse(file.read_text())
+    typing_only = {
+        node
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    names = {
+        node.module.split(".")[1]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node not in typing_only and (node.module or "").startswith("infusion.")
+    }
+    return names
+
+
+@pytest.mark.parametrize("file", sorted(SOURCE.rglob("*.py")), ids=lambda file: str(file.relative_to(SOURCE)))
+def test_imports_run_one_way(file):
+    module = file.relative_to(SOURCE).parts[0].removesuffix(".py")
+    if module == "__init__":
+        return
+    assert module in ROW, f"{module} has no row yet"
+    wrong = {other for other in imports(file) if other != module and ROW[other] < ROW[module]}
+    assert not wrong
+    if module in ("methods", "base"):
+        assert not imports(file) & {"training", "pipeline", "dataset"}
+    if module == "toybox":
+        assert imports(file) <= {"toybox"}
+
+
+def test_every_method_file_is_registered():
+    from infusion.methods import METHODS
+
+    files = {file.stem for file in (SOURCE / "methods").glob("*.py")} - {"__init__", "method"}
+    assert files == {method.__module__.rsplit(".", 1)[1] for method in METHODS.values()}
+
+
+def test_every_module_says_where_data_flows():
+    for file in SOURCE.rglob("*.py"):
+        assert ast.get_docstring(ast.parse(file.read_text())), file
