@@ -14,9 +14,7 @@ from infusion.concept import Concept, load_concept, slug
 from infusion.errors import UserError
 
 
-def picture(
-    path: Path, size: tuple[int, int] = (80, 60), mode: str = "RGB", color: Any = None, **save: Any
-) -> Path:
+def picture(path: Path, size: tuple[int, int] = (80, 60), mode: str = "RGB", color: Any = None, **save: Any) -> Path:
     """Left half `color` (green), right half what the mode's zero is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new(mode, size)
@@ -68,9 +66,7 @@ def test_names_that_cannot(folder: Path, name: str) -> None:
     refused(folder, "cannot be the name of a concept: a name is at most 64 letters", name=name)
 
 
-@pytest.mark.parametrize(
-    "name", ["endoftext", "StartOfText", "pad", "s", "unk", "mask", "extra_id_7", "end_of_turn"]
-)
+@pytest.mark.parametrize("name", ["endoftext", "StartOfText", "pad", "s", "unk", "mask", "extra_id_7", "end_of_turn"])
 def test_names_of_special_tokens(folder: Path, name: str) -> None:
     refused(folder, "special token", name=name)
 
@@ -234,9 +230,7 @@ def test_a_picture_30000_pixels_wide(tmp_path: Path) -> None:
     concept, loaded = only(tmp_path, name="x")
     assert loaded.size == (30000, 200)  # what is learnt is 200 px a side: nothing to gain from reducing it
     assert concept.masks[0] is not None and concept.masks[0].size == loaded.size
-    assert concept.warnings == (
-        "1.jpg is 30000 x 200 px, an extreme shape; only its middle square is learnt.",
-    )
+    assert concept.warnings == ("1.jpg is 30000 x 200 px, an extreme shape; only its middle square is learnt.",)
 
 
 def test_a_picture_too_large_to_be_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,9 +260,7 @@ def coverage(mask: Image.Image | None) -> float:
     return float(np.asarray(mask).mean() / 255)
 
 
-@pytest.mark.parametrize(
-    "where", ["masks/1.png", "1-masklabel.png", "elsewhere/1.png", "masks/1-masklabel.png"]
-)
+@pytest.mark.parametrize("where", ["masks/1.png", "1-masklabel.png", "elsewhere/1.png", "masks/1-masklabel.png"])
 def test_where_masks_lie(tmp_path: Path, where: str) -> None:
     picture(tmp_path / "1.jpg")
     half_mask(tmp_path / where)

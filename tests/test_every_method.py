@@ -55,7 +55,12 @@ def test_only_its_own_has_gradients(base, concept, method):
 def test_no_trace_is_left(base, base_dir, concept, method):
     def state(base):
         hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in base.unet.modules()]
-        return sum(hooks), "forward" in vars(base.unet), len(base.tokenizer), dict(base.text_encoder.config.to_dict())
+        return (
+            sum(hooks),
+            "forward" in vars(base.unet),
+            len(base.tokenizer),
+            dict(base.text_encoder.config.to_dict()),
+        )
 
     before = state(base)
     trained(base, concept, method, steps=2)

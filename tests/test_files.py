@@ -29,9 +29,7 @@ def test_rights_are_those_of_any_new_file(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     with whole_file(tmp_path / "out") as temporary:
         temporary.write_text("x")
-    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == stat.S_IMODE(
-        (tmp_path / "plain").stat().st_mode
-    )
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:

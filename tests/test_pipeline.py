@@ -94,7 +94,12 @@ def test_three_rows_per_guided_picture_with_a_concept_and_two_without(pipe, adap
 def test_no_trace_after_a_call(pipe, adapter):
     def state():
         hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in pipe.unet.modules())
-        return hooks, "forward" in vars(pipe.unet), len(pipe.tokenizer), Base.from_pipeline(pipe).fingerprint()
+        return (
+            hooks,
+            "forward" in vars(pipe.unet),
+            len(pipe.tokenizer),
+            Base.from_pipeline(pipe).fingerprint(),
+        )
 
     before = state()
     drawn(customize(pipe, adapter), "a <my-cat>", 1)

@@ -1,6 +1,6 @@
 import pytest
-
 from conftest import tiny_tokenizer
+
 from infusion.errors import UserError
 from infusion.prompts import name_concept, parse_prompt, tokenize
 

@@ -29,9 +29,7 @@ def a_page(**changes: object) -> Page:
             TrainingPicture(picture(2), None, "none", 1.0),
         ],
         comparisons=[
-            Comparison(
-                f"a <my-cat> in place {i}", (3, 4), [picture(10 + i), picture(20 + i)], [picture(30 + i)] * 2
-            )
+            Comparison(f"a <my-cat> in place {i}", (3, 4), [picture(10 + i), picture(20 + i)], [picture(30 + i)] * 2)
             for i in range(8)
         ],
         untouched=[Untouched("a red car", 7, picture(40), picture(40), 0.0)],

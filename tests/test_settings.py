@@ -85,9 +85,7 @@ def test_what_is_not_allowed(name: str, given: Any, words: str) -> None:
 
 
 def test_an_unknown_setting_has_a_nearest_name() -> None:
-    with pytest.raises(
-        UserError, match=r'Unknown setting "learning_rat". Did you mean "learning_rate"\? There are'
-    ):
+    with pytest.raises(UserError, match=r'Unknown setting "learning_rat". Did you mean "learning_rate"\? There are'):
         from_mapping(Recipe, {"learning_rat": 1})
 
 
@@ -97,9 +95,7 @@ def test_all_mistakes_at_once_and_across_classes() -> None:
         parse(given, Recipe, Machine)
     text = str(caught.value)
     assert text.startswith("4 mistakes in the settings:\n")
-    assert all(
-        word in text for word in ("learning_rate = -1", "flip = 'maybe'", '"sede"', '"seed"', "seed = -1")
-    )
+    assert all(word in text for word in ("learning_rate = -1", "flip = 'maybe'", '"sede"', '"seed"', "seed = -1"))
 
 
 def test_values_that_do_not_go_together() -> None:

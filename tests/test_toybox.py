@@ -17,7 +17,7 @@ def test_a_seed_is_a_scene_and_a_picture():
     assert sample_scene(5) == sample_scene(5) != sample_scene(6)
     first, again = render([sample_scene(5)]).images, render([sample_scene(6), sample_scene(5)]).images[1:]
     torch.testing.assert_close(first, again)
-    assert 0 <= first.min() and first.max() <= 1
+    assert first.min() >= 0 and first.max() <= 1
 
 
 def test_masks_are_where_the_picture_differs_from_its_backdrop():
@@ -47,7 +47,9 @@ def test_turning_camera_and_toy_together_changes_nothing():
     centred = replace(toy, position=(0.0, 0.0))
     before = replace(scene, toys=(centred,))
     turned = replace(
-        scene, toys=(replace(centred, yaw=toy.yaw + 1.0),), camera=replace(camera, azimuth=camera.azimuth + 1.0)
+        scene,
+        toys=(replace(centred, yaw=toy.yaw + 1.0),),
+        camera=replace(camera, azimuth=camera.azimuth + 1.0),
     )
     torch.testing.assert_close(render([before]).images, render([turned]).images, atol=0.02, rtol=0)
     only_camera = replace(before, camera=replace(camera, azimuth=camera.azimuth + 1.0))

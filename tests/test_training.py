@@ -58,7 +58,10 @@ def test_resumed_training_ends_at_the_same_bytes(base, concept, tmp_path, stop_a
 def test_a_checkpoint_of_another_training_is_refused(base, concept, tmp_path):
     checkpoint = tmp_path / "run.checkpoint.safetensors"
     run(base, concept, Infusion(max_train_steps=2), checkpoint_path=checkpoint)
-    for method, settings in ((Infusion(max_train_steps=3), None), (Infusion(max_train_steps=2), TrainingSettings(seed=5))):
+    for method, settings in (
+        (Infusion(max_train_steps=3), None),
+        (Infusion(max_train_steps=2), TrainingSettings(seed=5)),
+    ):
         with pytest.raises(UserError, match="another base, pictures or settings"):
             run(base, concept, method, settings, checkpoint)
     with pytest.raises(UserError, match="another base, pictures or settings"):

@@ -154,8 +154,8 @@ def save_folder(folder: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def fingerprint(folder: Path) -> str:
-    return hashlib.sha256((folder / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()[:16]
+def read_record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "record.json").read_text())
 
 
 def machine(device: str) -> str:
@@ -225,11 +225,20 @@ def standardise_latents(vae: AutoencoderKL, pictures: Tensor) -> None:
 
 
 def train_vae(args: argparse.Namespace) -> None:
-    """First on crops of 32 pixels, for many cheap steps; in the last fifth of the time on whole pictures."""
+    """First on crops of 32 pixels, for many cheap steps; in the last fifth of the time on whole pictures.
+
+    With `--decoder-only` the decoder of a finished autoencoder is trained further: its latents, and so the
+    training of the denoiser, stay as they are.
+    """
     held_out = load_file(picture_folder(args) / "held_out.safetensors")["images"]
-    vae = new_vae(args.size_px).to(args.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=args.learning_rate, weight_decay=1e-4, fused=True)
-    checkpoint = args.workdir / f"vae-{args.size_px}.pt"
+    vae = AutoencoderKL.from_pretrained(vae_folder(args)) if args.decoder_only else new_vae(args.size_px)
+    vae.to(args.device, memory_format=torch.channels_last)
+    if args.decoder_only:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, weight_decay=1e-4, fused=True)
+    checkpoint = args.workdir / f"{'decoder' if args.decoder_only else 'vae'}-{args.size_px}.pt"
     record: dict[str, Any] = {"steps": 0, "seconds": 0.0, "pictures": 0, "machine": machine(args.device)}
     record["parameters"] = sum(parameter.numel() for parameter in vae.parameters())
     if state := load_state(checkpoint):
@@ -260,7 +269,7 @@ def train_vae(args: argparse.Namespace) -> None:
         with torch.autocast(args.device, torch.bfloat16, enabled=args.device == "cuda"):
             loss = autoencoder_loss(vae, batch)
         loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
@@ -276,7 +285,11 @@ def train_vae(args: argparse.Namespace) -> None:
     save()
     if interruption.asked:
         raise SystemExit(f"stopped; the same command goes on from {checkpoint}")
-    standardise_latents(vae, pictures[:1000])
+    if args.decoder_only:
+        before = read_record(vae_folder(args))
+        record |= {name: before[name] + record[name] for name in ("steps", "seconds")}
+    else:
+        standardise_latents(vae, pictures[:1000])
     record["psnr_db"] = round(psnr(vae, held_out), 2)
     print(f"held-out PSNR {record['psnr_db']} dB after {record['steps']} steps", flush=True)
 
@@ -285,6 +298,8 @@ def train_vae(args: argparse.Namespace) -> None:
         (folder / "record.json").write_text(json.dumps(record, indent=1))
 
     save_folder(vae_folder(args), write)
+    if args.decoder_only:
+        checkpoint.unlink()  # it is in the folder now; a further call trains it further still
 
 
 # ----------------------------------------------------------------------------------------------- tokenizer
@@ -373,11 +388,20 @@ def noise_scheduler() -> DDIMScheduler:
     )
 
 
+def encoder_fingerprint(vae: AutoencoderKL) -> str:
+    found = hashlib.sha256()
+    for part in (vae.encoder, vae.quant_conv):
+        for weight in part.state_dict().values():
+            found.update(weight.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
 @torch.no_grad()
 def encode_shards(args: argparse.Namespace, paths: list[Path]) -> Tensor:
     """Scaled latents [pictures, 2, 4, S/4, S/4], half precision: as drawn, mirrored. Encodes once."""
-    mark = fingerprint(vae_folder(args))
-    vae = AutoencoderKL.from_pretrained(vae_folder(args)).to(args.device, memory_format=torch.channels_last)
+    vae = AutoencoderKL.from_pretrained(vae_folder(args))
+    mark = encoder_fingerprint(vae)
+    vae.to(args.device, memory_format=torch.channels_last)
     found = []
     for path in paths:
         kept = args.workdir / f"latents-{args.size_px}" / path.name
@@ -582,16 +606,15 @@ def export(args: argparse.Namespace) -> None:
 
     def write(folder: Path) -> None:
         pipeline.save_pretrained(folder)
+        shutil.copytree(args.workdir / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+        config = folder / "text_encoder" / "config.json"  # names the dtype to compute in
+        config.write_text(config.read_text().replace('"float16"', '"float32"'))
         (folder / "record.json").write_text(json.dumps(record, indent=1))
         (folder / "README.md").write_text(model_card(args.size_px, **record), encoding="utf-8")
 
     save_folder(args.out, write)
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
     print(f"{args.out}: {size / 1e6:.1f} MB, {state['record']['images']} images seen")
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "record.json").read_text())
 
 
 def model_card(size_px: int, vae: dict[str, Any], denoiser: dict[str, Any]) -> str:
@@ -661,7 +684,8 @@ def look(args: argparse.Namespace) -> None:
 def adopt(args: argparse.Namespace) -> None:
     if checkpoint_path(args).exists():
         raise SystemExit(f"error: {checkpoint_path(args)} exists. Choose another --workdir.")
-    pipeline, record = StableDiffusionPipeline.from_pretrained(args.model), read_record(args.model)
+    pipeline = StableDiffusionPipeline.from_pretrained(args.model)
+    record = read_record(args.model)
 
     def write_vae(folder: Path) -> None:
         pipeline.vae.save_pretrained(folder)
@@ -698,6 +722,7 @@ def parser() -> argparse.ArgumentParser:
     one = stage("vae", train_vae, "train the autoencoder on the pictures there are")
     one.add_argument("--minutes", type=float, default=12, help="training time in all, earlier runs included")
     one.add_argument("--learning-rate", type=float, default=2e-3)
+    one.add_argument("--decoder-only", action="store_true", help="keep the latents as they are")
     stage("tokenizer", train_tokenizer, "learn the vocabulary of the captions")
     one = stage("denoiser", train_denoiser, "train UNet and text encoder on the pictures there are")
     one.add_argument("--minutes", type=float, default=85, help="training time in all, earlier runs included")

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,7 @@ from infusion.settings import from_mapping
 _SCHEMA = 1
 
 
-def save_adapter(
-    adapter: Adapter, path: str | Path, base: Base, training: Mapping[str, Any] | None = None
-) -> int:
+def save_adapter(adapter: Adapter, path: str | Path, base: Base, training: Mapping[str, Any] | None = None) -> int:
     """Write an adapter; returns the file's size in bytes.
 
     Args:
@@ -40,13 +38,13 @@ def save_adapter(
         "schema": _SCHEMA,
         "method": adapter.method.name,
         "paper": adapter.method.paper,
-        "settings": asdict(adapter.method),  # type: ignore[call-overload]
+        "settings": asdict(adapter.method),
         "concept_name": adapter.concept_name,
         "class_noun": adapter.class_noun,
         "base": {"id": base.id, "fingerprint": base.fingerprint()},
         "training": dict(training or {}),
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     metadata = {
         "modelspec.sai_model_spec": "1.0.1",

@@ -99,9 +99,7 @@ DeviceOption = Annotated[
 def train(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="The folder of pictures.", show_default=False)],
-    class_noun: Annotated[
-        str, typer.Option(help="What kind of thing it is, in the base model's words: cat.")
-    ],
+    class_noun: Annotated[str, typer.Option(help="What kind of thing it is, in the base model's words: cat.")],
     name: Annotated[
         str | None,
         typer.Option(help="What prompts call it: my-cat, for <my-cat>. [default: the folder's name]"),
@@ -120,9 +118,7 @@ def train(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="NAME=VALUE", help="Any setting, also those without a flag; repeatable."
-        ),
+        typer.Option("--set", metavar="NAME=VALUE", help="Any setting, also those without a flag; repeatable."),
     ] = None,
     # Settings: None is "not given". Their explanation and defaults stand in their dataclasses.
     learning_rate: Setting = None,
@@ -149,9 +145,7 @@ def train(
     page: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also draw pictures and show them on one HTML page.")
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, print what would be done.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print what would be done.")] = False,
     device: DeviceOption = None,
 ) -> None:
     """Learn one concept from a folder of pictures."""
@@ -179,9 +173,7 @@ def train(
         print(f"warning: {warning}", file=sys.stderr)
     console.print(_described(concept))
     if dry_run:
-        console.print(
-            _resolved(method, settings, base=base, output=str(output), mixed_precision=mixed_precision)
-        )
+        console.print(_resolved(method, settings, base=base, output=str(output), mixed_precision=mixed_precision))
         return
 
     checkpoint = output.with_suffix(".checkpoint.safetensors")
@@ -190,7 +182,7 @@ def train(
             console.print(f"Going on from {checkpoint}; --no-resume starts anew.")
         else:
             checkpoint.unlink()
-    model = _load_base(base, device, PRECISIONS[mixed_precision])
+    model = _load_base(console, base, device, PRECISIONS[mixed_precision])
 
     from infusion.adapter_file import save_adapter
     from infusion.masks import subject_masks
@@ -232,22 +224,14 @@ def generate(
     output_dir: Annotated[
         Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Where the pictures go.")
     ] = Path("out"),
-    seed: Annotated[
-        str, typer.Option(help="One picture of each prompt for every seed: 42, 1,5,9 or 0..7.")
-    ] = "0",
+    seed: Annotated[str, typer.Option(help="One picture of each prompt for every seed: 42, 1,5,9 or 0..7.")] = "0",
     base: Annotated[
         str | None,
         typer.Option(metavar="NAME", help='"toybox", a folder, or a hub id. [default: the first concept\'s]'),
     ] = None,
-    negative_prompt: Annotated[
-        str | None, typer.Option(help="What the pictures are to keep away from.")
-    ] = None,
-    num_inference_steps: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Steps of the sampler.")
-    ] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(min=0, help="Classifier-free guidance; 1 is none.")
-    ] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What the pictures are to keep away from.")] = None,
+    num_inference_steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Steps of the sampler.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(min=0, help="Classifier-free guidance; 1 is none.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures drawn at a time.")] = None,
     any_base: Annotated[
         bool, typer.Option("--any-base", help="Accept concepts trained on another base with the same layers.")
@@ -275,9 +259,7 @@ def generate(
         with _noting(mistakes):
             about, _ = read_adapter_file(path)
             if about["concept_name"] in class_nouns:
-                raise UserError(
-                    f"{path} is the second concept called <{about['concept_name']}>; give one of them."
-                )
+                raise UserError(f"{path} is the second concept called <{about['concept_name']}>; give one of them.")
             class_nouns[about["concept_name"]] = about["class_noun"]
             made_on.append(about["base"]["id"])
     if len(class_nouns) == len(files):
@@ -287,7 +269,7 @@ def generate(
     if mistakes:
         raise all_at_once(mistakes, "this command")
 
-    model = _load_base(base or (made_on[0] if made_on else "toybox"), device)
+    model = _load_base(console, base or (made_on[0] if made_on else "toybox"), device)
     adapters = [load_adapter(path, model, any_base) for path in files]
     given = {
         "negative_prompt": negative_prompt,
@@ -358,16 +340,12 @@ def parse_seeds(text: str) -> list[int]:
         first, dots, last = (side.strip() for side in part.partition(".."))
         numbers = [first, last] if dots else [first]
         if not all(number.isascii() and number.isdigit() and int(number) < 2**63 for number in numbers):
-            raise UserError(
-                f'"{text}" names no seeds. Seeds are whole numbers from 0, given as 42, 1,5,9 or 0..7.'
-            )
+            raise UserError(f'"{text}" names no seeds. Seeds are whole numbers from 0, given as 42, 1,5,9 or 0..7.')
         low, high = int(numbers[0]), int(numbers[-1])
         if high < low:
             raise UserError(f'The seeds "{part.strip()}" run backwards; write {high}..{low}.')
         if high - low >= MAX_SEEDS or len(seeds) + high - low >= MAX_SEEDS:
-            raise UserError(
-                f'"{text}" is more than {MAX_SEEDS:,} seeds; at most {MAX_SEEDS:,} are drawn in one go.'
-            )
+            raise UserError(f'"{text}" is more than {MAX_SEEDS:,} seeds; at most {MAX_SEEDS:,} are drawn in one go.')
         seeds |= dict.fromkeys(range(low, high + 1))
     return list(seeds)
 
@@ -408,10 +386,8 @@ def _fields(cls: type[Any]) -> list[tuple["dataclasses.Field[Any]", Any]]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    import tomllib
+
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -461,18 +437,24 @@ def _noting(mistakes: list[str], prefix: str = "") -> Iterator[None]:
 # --- what is done ---
 
 
-def _load_base(name: str, device: str | None, dtype: str = "float32") -> "Base":
+def _load_base(console: "Console", name: str, device: str | None, dtype: str = "float32") -> "Base":
+    import diffusers
     import torch
+    import transformers
+    from huggingface_hub.utils import enable_progress_bars
 
     from infusion.base import load_base
+
+    for library in (diffusers, transformers):  # bars for every part; those of downloads stay
+        library.utils.logging.disable_progress_bar()
+    enable_progress_bars()
 
     if device is not None:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise UserError(
-                f'There is no device "{device}" here. Leave --device out, or give cpu.'
-            ) from error
+            raise UserError(f'There is no device "{device}" here. Leave --device out, or give cpu.') from error
+    console.print(f"Loading {name} ...")
     return load_base(name, device, getattr(torch, dtype))
 
 
@@ -493,6 +475,7 @@ def _learn(
     from infusion.training import train as train_steps
 
     record = TrainingRecord()
+    previews_dir = output.with_suffix(".previews")
     recent: deque[float] = deque(maxlen=50)
     started = time.monotonic()
     training = cast("Generator[Progress]", train_steps(base, adapter, concept, settings, checkpoint, masks))
@@ -505,7 +488,7 @@ def _learn(
             speed = f"{now.images_per_second:.1f} images/s, {format_seconds(now.seconds_left)} left"
             advance(now.step, now.max_train_steps, f"loss {sum(recent) / len(recent):.4f}, {speed}")
             if preview_steps and now.step % preview_steps == 0:
-                images = _preview(base, adapter, output.with_suffix(f".step-{now.step:06}.png"))
+                images = _preview(base, adapter, previews_dir / f"step-{now.step:06}.png")
                 record.previews.append(Preview(now.step, images))
             if asked_to_stop() and now.step < now.max_train_steps:
                 raise KeyboardInterrupt
@@ -641,9 +624,7 @@ def _described_masks(masks: "Sequence[SubjectMask]") -> str:
     counts = ", ".join(f"{sources.count(source)} {words[source]}" for source in dict.fromkeys(sources))
     shares = [100 * mask.coverage for mask in masks]
     mean = sum(shares) / len(shares)
-    return (
-        f"Masks: {counts}; they cover {mean:.0f}% of the pictures ({min(shares):.0f} to {max(shares):.0f}%)."
-    )
+    return f"Masks: {counts}; they cover {mean:.0f}% of the pictures ({min(shares):.0f} to {max(shares):.0f}%)."
 
 
 def _resolved(method: Any, settings: Any, **rest: str) -> str:

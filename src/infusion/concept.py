@@ -106,9 +106,7 @@ def load_concept(
         if mask_path is None and Path(masked_dir).is_dir():
             notes.append(f"{path.name} has no mask in {masked_dir}.")
         if mask is not None and _is_black(ImageOps.fit(mask, (64, 64))):
-            notes.append(
-                f"The mask of {path.name} marks nothing in its middle square, which is what is learnt."
-            )
+            notes.append(f"The mask of {path.name} marks nothing in its middle square, which is what is learnt.")
         mask_source = "given" if mask_path is not None else "alpha" if mask is not None else None
         read.append((image, mask, captions.get(path), path.name, mask_source))
     if mistakes:
@@ -129,8 +127,7 @@ def checked_class_noun(class_noun: str) -> str:
         )
     if not any(character.isalpha() for character in noun):
         raise UserError(
-            f'The class noun "{noun}" has no letter. '
-            'Give the plain word for what kind of thing it is, such as "cat".'
+            f'The class noun "{noun}" has no letter. Give the plain word for what kind of thing it is, such as "cat".'
         )
     return noun
 
@@ -204,8 +201,7 @@ def _pictures_dir(folder: Path) -> Path:
         return kohya[0]
     if kohya:
         raise UserError(
-            f"{folder} holds several concepts: {_named(kohya)}. "
-            "Each is learnt alone; give one of these folders."
+            f"{folder} holds several concepts: {_named(kohya)}. Each is learnt alone; give one of these folders."
         )
     allowed = "jpg, png, webp, bmp, tiff or gif"
     if with_pictures := [sub for sub in subs if _pictures(sub)]:
@@ -229,9 +225,7 @@ def _name_from(folder: Path) -> str:
         title = kohya[1].split()[0]
     name = slug(title)[:MAX_NAME_LENGTH]
     if not name:
-        raise UserError(
-            f'The folder\'s name "{title}" gives no name for the concept. Give one: --name my-cat.'
-        )
+        raise UserError(f'The folder\'s name "{title}" gives no name for the concept. Give one: --name my-cat.')
     return checked_name(name)
 
 
@@ -271,8 +265,7 @@ def _metadata(path: Path) -> dict[str, str]:
             captions[str(entry["file_name"])] = str(text)
         except (ValueError, KeyError, AttributeError) as error:
             raise UserError(
-                f'Line {number} of {path} is not a JSON object with a "file_name" and a "text". '
-                "Mend or remove it."
+                f'Line {number} of {path} is not a JSON object with a "file_name" and a "text". Mend or remove it.'
             ) from error
     return captions
 
@@ -290,9 +283,7 @@ def _picture(path: Path, notes: list[str]) -> tuple[Image.Image, Image.Image | N
     image = _reduced(image)
     width, height = full_size
     if max(width, height) > 4 * min(width, height):
-        notes.append(
-            f"{path.name} is {width} x {height} px, an extreme shape; only its middle square is learnt."
-        )
+        notes.append(f"{path.name} is {width} x {height} px, an extreme shape; only its middle square is learnt.")
     elif min(width, height) < 32:
         notes.append(f"{path.name} is very small ({width} x {height} px).")
     if image.mode == "RGB":
@@ -315,8 +306,9 @@ def _opened(path: Path, notes: list[str]) -> tuple[Image.Image, tuple[int, int]]
             warnings.simplefilter("ignore")  # Pillow warns of large pictures: these are reduced below
             with Image.open(path) as image:
                 # Phones' MPO files are JPEGs with a preview as their second frame.
-                if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-                    notes.append(f"{path.name} has {image.n_frames} frames; only the first is used.")
+                num_frames = getattr(image, "n_frames", 1)
+                if num_frames > 1 and image.format != "MPO":
+                    notes.append(f"{path.name} has {num_frames} frames; only the first is used.")
                     image.seek(0)
                 width, height = image.size
                 shrink = _shrink((width, height))
@@ -382,9 +374,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 # --- masks ---
 
 
-def _mask_paths(
-    folder: Path, pictures: list[Path], masks_dir: str | os.PathLike[str] | None
-) -> dict[Path, Path]:
+def _mask_paths(folder: Path, pictures: list[Path], masks_dir: str | os.PathLike[str] | None) -> dict[Path, Path]:
     """The mask file of each picture that has one."""
     where = Path(masks_dir) if masks_dir is not None else folder / "masks"
     if masks_dir is not None and not where.is_dir():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -100,8 +100,10 @@ def _prompts(concept: Concept) -> tuple[list[str], list[list[int]]]:
     return prompts, prompts_of
 
 
-def _latent_mask(mask, size: tuple[int, int]) -> Tensor:
+def _latent_mask(mask: Image.Image, size: Sequence[int]) -> Tensor:
     """A mask picture at latent size, bilinear, divided by its maximum: [1, H, W]."""
-    pixels = torch.frombuffer(bytearray(mask.tobytes()), dtype=torch.uint8).float().reshape(1, 1, mask.height, mask.width)
-    small = F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)[0]
+    pixels = (
+        torch.frombuffer(bytearray(mask.tobytes()), dtype=torch.uint8).float().reshape(1, 1, mask.height, mask.width)
+    )
+    small = F.interpolate(pixels, tuple(size), mode="bilinear", align_corners=False, antialias=True)[0]
     return small / small.max().clamp(min=1e-8)

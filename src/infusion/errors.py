@@ -21,6 +21,5 @@ def all_at_once(mistakes: list[str], where: str) -> UserError:
     """One error for several mistakes, so that nobody mends them one run at a time."""
     if len(mistakes) == 1:
         return UserError(mistakes[0])
-    return UserError(
-        "\n".join([f"{len(mistakes)} mistakes in {where}:", *(f"  - {line}" for line in mistakes)])
-    )
+    lines = [f"  - {mistake}".replace("\n", "\n    ") for mistake in mistakes]
+    return UserError("\n".join([f"{len(mistakes)} mistakes in {where}:", *lines]))

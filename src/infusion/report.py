@@ -164,9 +164,7 @@ def contact_sheet(
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for i, label in enumerate(row_labels):
-        draw.text(
-            (left - 2 * gap_px, top + i * (height + gap_px) + height / 2), label, "black", font, anchor="rm"
-        )
+        draw.text((left - 2 * gap_px, top + i * (height + gap_px) + height / 2), label, "black", font, anchor="rm")
     for j, label in enumerate(column_labels):
         draw.text((left + j * (width + gap_px) + width / 2, top / 2), label, "black", font, anchor="mm")
     for i, row in enumerate(pictures):
@@ -263,9 +261,7 @@ def _loss_plot(curve: Sequence[tuple[int, float]], num_points: int = 400) -> _Pl
         xy = [((steps[b].mean() - first) / max(1.0, last - first), values[b].mean() / top_tick) for b in bins]
         return " ".join(f"{100 * x:.2f},{100 * (1 - y):.2f}" for x, y in xy)
 
-    loss_ticks = [
-        (100 * (1 - i * tick / top_tick), f"{i * tick:.6g}") for i in range(round(top_tick / tick) + 1)
-    ]
+    loss_ticks = [(100 * (1 - i * tick / top_tick), f"{i * tick:.6g}") for i in range(round(top_tick / tick) + 1)]
     step_ticks = [(100 * f, f"{first + f * (last - first):.0f}") for f in (0.0, 0.5, 1.0)]
     description = (
         f"Training loss over {len(finite)} steps: running mean {trend[0]:.3g} at step {first:.0f}, "

@@ -88,15 +88,11 @@ def allowed(field: "dataclasses.Field[Any]", hint: Any) -> str:
     if len(options) > 1:
         described = [allowed(field, option) for option in options if option is not type(None)]
         return " or ".join(described + (['"none"'] if type(None) in options else []))
-    word = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(
-        hint, str(hint)
-    )
+    word = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(hint, str(hint))
     if hint is bool or hint is str:
         return word
     bounds = [("of at least", "minimum"), ("above", "above"), ("of at most", "maximum")]
-    limits = [
-        f"{phrase} {field.metadata[key]}" for phrase, key in bounds if field.metadata.get(key) is not None
-    ]
+    limits = [f"{phrase} {field.metadata[key]}" for phrase, key in bounds if field.metadata.get(key) is not None]
     return " ".join([word, " and ".join(limits)]).strip()
 
 
@@ -109,11 +105,7 @@ def _unknown(name: str, known: Mapping[str, None]) -> str:
 
 
 def _not_allowed(field: "dataclasses.Field[Any]", hint: Any, value: Any) -> str:
-    close = (
-        nearest(value, [o for o in typing.get_args(hint) if isinstance(o, str)])
-        if isinstance(value, str)
-        else ""
-    )
+    close = nearest(value, [o for o in typing.get_args(hint) if isinstance(o, str)]) if isinstance(value, str) else ""
     return f"{field.name} = {value!r} is not allowed: it must be {allowed(field, hint)}.{close}"
 
 

@@ -37,7 +37,12 @@ COMPARED = (
 )
 """Prompts for a concept in new places."""
 
-UNTOUCHED = ("a {} on the beach", "a blue {} in the snow", "a red car in front of a brick wall", "a duck in the forest")
+UNTOUCHED = (
+    "a {} on the beach",
+    "a blue {} in the snow",
+    "a red car in front of a brick wall",
+    "a duck in the forest",
+)
 """Prompts that do not name the concept; {} is the plain class noun."""
 
 
@@ -94,9 +99,11 @@ def compare(
     ]
     untouched = []
     for row, prompt in enumerate(others, start=len(prompts)):
-        pictures = decode_latents(base, torch.stack([before[row, 0], after[row, 0]]))
+        base_image, customized_image = decode_latents(base, torch.stack([before[row, 0], after[row, 0]]))
         difference = float((after[row] - before[row]).abs().max())
-        untouched.append(Untouched(prompt, seeds[0], *pictures, difference, f"the latents, {len(seeds)} seeds"))
+        untouched.append(
+            Untouched(prompt, seeds[0], base_image, customized_image, difference, f"the latents, {len(seeds)} seeds")
+        )
     return comparisons, untouched
 
 
@@ -122,7 +129,7 @@ def training_page(
         "device": str(base.device),
     }
     versions = {name: version(name) for name in ("torch", "diffusers", "transformers")}
-    about = {"method": adapter.method.name, "base": base.id, **asdict(adapter.method), **settings, **versions}  # type: ignore[call-overload]
+    about = {"method": adapter.method.name, "base": base.id, **asdict(adapter.method), **settings, **versions}
     return Page(
         placeholder=concept.placeholder,
         class_noun=concept.class_noun,

@@ -116,7 +116,8 @@ def _gradients(base: Base, adapter: Adapter, data: TrainingSet, settings: Traini
             (loss * scale).backward()
             total += loss.item()
     for parameter in adapter.parameters():
-        parameter.grad /= scale
+        if parameter.grad is not None:
+            parameter.grad /= scale
     return total
 
 

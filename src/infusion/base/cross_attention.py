@@ -1,6 +1,6 @@
 """A network -> its cross-attention layers, by the path a residual is named after; and the maps they draw."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 
 import torch
@@ -51,7 +51,7 @@ class AttentionRecorder:
         self._stack.close()
 
     @staticmethod
-    def _keeper(store: dict[str, Tensor], path: str):
+    def _keeper(store: dict[str, Tensor], path: str) -> Callable[[Tensor], Tensor]:
         def keep(output: Tensor) -> Tensor:
             store[path] = output.detach()
             return output

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from infusion.base.denoiser import Conditioning, Denoiser
@@ -26,13 +26,17 @@ _FINGERPRINT_WEIGHTS = 64
 
 @dataclass
 class Base:
-    """A frozen text-to-image model: the parts of a Stable Diffusion pipeline, and its name. A `Denoiser`."""
+    """A frozen text-to-image model: the parts of a Stable Diffusion pipeline, and its name. A `Denoiser`.
+
+    tokenizer: CLIPTokenizer. text_encoder: CLIPTextModel. unet: UNet2DConditionModel. vae: AutoencoderKL. scheduler:
+    any of diffusers'.
+    """
 
     id: str
     tokenizer: Any
     text_encoder: Any
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
+    unet: Any
+    vae: Any
     scheduler: Any
 
     def __post_init__(self) -> None:
@@ -40,7 +44,7 @@ class Base:
             part.requires_grad_(False).eval()
 
     @classmethod
-    def from_pipeline(cls, pipeline: DiffusionPipeline) -> "Base":
+    def from_pipeline(cls, pipeline: Any) -> "Base":
         """The base model inside a diffusers Stable Diffusion pipeline; its parts are shared, not copied.
 
         Raises:

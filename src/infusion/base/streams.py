@@ -80,7 +80,7 @@ class TwinStreams:
             return original(**inputs, return_dict=as_dict)
         prediction = self._foundation_pass(original, inputs, customized)
         changed = self._customized_pass(original, inputs, customized)
-        if len(customized.tokens) < batch_size:
+        if prediction is not None:
             changed = prediction.index_copy(0, customized.at, changed)
         return UNet2DConditionOutput(sample=changed) if as_dict else (changed,)
 

@@ -13,7 +13,7 @@ from infusion.base.model import Base
 from infusion.base.streams import ValueResiduals
 from infusion.errors import UserError
 from infusion.methods.method import Adapter, Method
-from infusion.settings import setting, validate
+from infusion.settings import setting
 
 if TYPE_CHECKING:
     from infusion.concept import Concept
@@ -40,13 +40,11 @@ class Infusion(Method):
         "training, the foundation's for a random share of the rows (mixed).",
     )
     mixing_probability: float = setting(
-        0.5, help="Share of training rows that borrow the foundation's maps when streams is mixed.", minimum=0, maximum=1
+        0.5,
+        help="Share of training rows that borrow the foundation's maps when streams is mixed.",
+        minimum=0,
+        maximum=1,
     )
-    learning_rate: float = setting(0.01, help="AdamW's learning rate for the residuals.", minimum=0)
-    max_train_steps: int = setting(500, help="Optimiser steps.", minimum=1)
-
-    def __post_init__(self) -> None:
-        validate(self)
 
     def adapter(self, base: Base, concept: "Concept") -> "InfusionAdapter":
         """Zero residuals for the chosen layers: a fresh adapter is silent.

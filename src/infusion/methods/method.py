@@ -1,6 +1,7 @@
-"""Method: a recipe, frozen settings that make adapters. Adapter: a module that owns tensors, and how they edit a base."""
+"""Method: frozen settings that make adapters. Adapter: a module that owns tensors, and how they edit a base."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from infusion.base.model import Base
 from infusion.base.streams import ValueResiduals
+from infusion.settings import setting, validate
 
 if TYPE_CHECKING:
     from infusion.concept import Concept
@@ -42,13 +44,18 @@ class Adapter(nn.Module, ABC):
         """How this adapter changes its base."""
 
 
+@dataclass(frozen=True)
 class Method(ABC):
-    """A recipe. Subclasses are frozen dataclasses of settings."""
+    """A recipe: a frozen dataclass of settings."""
 
     name: ClassVar[str]
     paper: ClassVar[str]
-    learning_rate: float
-    max_train_steps: int
+
+    learning_rate: float = setting(0.01, help="AdamW's learning rate.", minimum=0)
+    max_train_steps: int = setting(500, help="Optimiser steps.", minimum=1)
+
+    def __post_init__(self) -> None:
+        validate(self)
 
     @abstractmethod
     def adapter(self, base: Base, concept: "Concept") -> Adapter:

@@ -16,7 +16,15 @@ PLACES: dict[str, tuple[str, ...]] = {
     "meadow": ("in a meadow", "on the meadow"),
     "checkered floor": ("on a checkered floor", "on checkered tiles"),
 }
-_FRAMES = ("{}", "{}", "a photo of {}", "a photo of {}", "a picture of {}", "an image of {}", "a good photo of {}")
+_FRAMES = (
+    "{}",
+    "{}",
+    "a photo of {}",
+    "a photo of {}",
+    "a picture of {}",
+    "an image of {}",
+    "a good photo of {}",
+)
 _RARE_WORDS = ("sks", "zwx", "ohwx", "qjb")
 _MIRRORED = {"left of": "right of", "right of": "left of", "next to": "next to"}
 _RELATION_WORDS = {

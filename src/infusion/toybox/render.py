@@ -174,7 +174,8 @@ def _shade(color: Tensor, normal: Tensor, light: Light) -> Tensor:
     """Lambert plus a small highlight; color, normal: [R, 3]."""
     cos = math.cos(light.elevation)
     lamp = torch.tensor(
-        [cos * math.sin(light.azimuth), math.sin(light.elevation), cos * math.cos(light.azimuth)], device=color.device
+        [cos * math.sin(light.azimuth), math.sin(light.elevation), cos * math.cos(light.azimuth)],
+        device=color.device,
     )
     halfway = F.normalize(lamp + torch.tensor([0.0, 0.0, 1.0], device=color.device), dim=0)
     diffuse = light.ambient + (1.05 - light.ambient) * (normal @ lamp).clamp(min=0)

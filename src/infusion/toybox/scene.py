@@ -346,7 +346,9 @@ def sample_scene(seed: int, num_toys: int | None = None) -> Scene:
     camera = _camera(rng, num_toys)
     classes = rng.sample(list(CLASSES), num_toys)
     side = rng.choice((-1, 1))
-    places = [rng.uniform(-0.2, 0.2)] if num_toys == 1 else [side * rng.uniform(0.52, 0.68), -side * rng.uniform(0.52, 0.68)]
+    places = (
+        [rng.uniform(-0.2, 0.2)] if num_toys == 1 else [side * rng.uniform(0.52, 0.68), -side * rng.uniform(0.52, 0.68)]
+    )
     toys = []
     for class_noun, view_x in zip(classes, places, strict=True):
         color_name = rng.choice(list(COLORS))
