@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from conftest import picture
 from PIL import Image
 from safetensors.torch import load_file
 
-from infusion import cli
+from infusion import cli, showcase
 from infusion.cli import app, main, merged_settings, parse_seeds
 from infusion.errors import UserError
 
@@ -141,15 +142,15 @@ def test_unknown_words(run: Run, words: list[str]) -> None:
 def test_all_mistakes_at_once_and_nothing_is_loaded(run: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "_load_base", lambda *args: pytest.fail("something was loaded"))
     (pictures / "1.txt").write_text("a dog")
-    given = ["--set", "learning_rat=1", "--max-train-steps", "0", "--mixed-precision", "fp61", "--page", "a.txt/"]
+    given = ["--set", "learning_rat=1", "--max-train-steps", "0", "--mixed-precision", "fp61", "--page", "my_cat"]
     code, _, error = run("train", pictures, "--class-noun", "cat", *given, "-o", "x.pt")
-    assert code == 1 and error.startswith("error: 4 mistakes in this command:")
+    assert code == 1 and error.startswith("error: 5 mistakes in this command:")
     expected = [
         'Unknown setting "learning_rat". Did you mean "learning_rate"?',
         "max_train_steps = '0' is not allowed: it must be a whole number of at least 1",
-        "1.txt".replace("txt", "png") + ': The caption "a dog" holds neither',
+        '1.png: The caption "a dog" holds neither',
         'mixed_precision = "fp61" is not one of no, fp16, bf16. Did you mean "fp16"?',
-        "Cannot write a.txt/: it is a folder",
+        "Cannot write my_cat: it is a folder",
     ]
     for sentence in expected:
         assert sentence in error
@@ -203,8 +204,12 @@ def test_a_dry_run_prints_all_settings_and_writes_nothing(run: Run, pictures: Pa
     assert sorted(path.name for path in Path().iterdir()) == ["my_cat", "run.toml"]
 
 
-def test_train_says_what_it_read_and_made(run: Run, pictures: Path, base_dir: Path) -> None:
-    given = ["--preview-steps", "2", "--train-batch-size", "2", "--page", "page.html"]
+def test_train_says_what_it_read_and_made(
+    run: Run, pictures: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = partial(showcase.compare, prompts=("a {}",), seeds=(0,), num_inference_steps=1)
+    monkeypatch.setattr(showcase, "compare", few)
+    given = ["--preview-steps", "3", "--train-batch-size", "2", "--page", "page.html"]
     code, text, _ = run(*train(pictures, base_dir), *given)
     assert code == 0
     made = Path("my-cat.safetensors")
@@ -212,7 +217,7 @@ def test_train_says_what_it_read_and_made(run: Run, pictures: Path, base_dir: Pa
     assert re.search(r"Masks: 2 given; they cover \d\d% of the pictures", text)
     assert f"my-cat.safetensors: {made.stat().st_size:,} bytes, 176 parameters." in text
     assert "infusion generate 'a <my-cat> on the beach' --concept my-cat.safetensors --seed 0..7" in text
-    assert sorted(path.name for path in Path("my-cat.previews").iterdir()) == ["step-000002.png", "step-000004.png"]
+    assert sorted(path.name for path in Path("my-cat.previews").iterdir()) == ["step-000003.png"]
     assert Path("page.html").stat().st_size > 10_000
     there = {path.name for path in Path().iterdir()}
     assert there == {"my_cat", "my-cat.safetensors", "my-cat.previews", "page.html"}
@@ -227,7 +232,7 @@ def test_a_damaged_picture_is_named(run: Run, pictures: Path, base_dir: Path) ->
 def test_ctrl_c_keeps_what_was_learnt_and_the_same_command_goes_on(
     run: Run, pictures: Path, base_dir: Path, tmp_path: Path
 ) -> None:
-    words = [str(word) for word in train(pictures, base_dir, steps=60)]
+    words = [str(word) for word in train(pictures, base_dir, steps=40)]
     command = [sys.executable, "-u", "-m", "infusion.cli", *words]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -101,6 +101,8 @@ def test_all_mistakes_at_once_and_across_classes() -> None:
 def test_values_that_do_not_go_together() -> None:
     with pytest.raises(UserError, match="warmup = 20 is more than max_train_steps = 10"):
         from_mapping(Recipe, {"warmup": 20, "max_train_steps": 10})
+    with pytest.raises(UserError, match="2 mistakes"):
+        parse({"warmup": 20, "max_train_steps": 10, "seed": -1}, Recipe, Machine)
 
 
 def test_one_mapping_for_two_classes() -> None:

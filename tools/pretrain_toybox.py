@@ -56,6 +56,7 @@ UNET_WIDTHS = {64: (64, 128, 192), 128: (128, 256, 384)}  # by picture side in p
 BATCH_SIZE = {"cpu": 16, "cuda": 256}
 CAPTION_DROPOUT = 0.1
 EMA_DECAY = 0.999
+TOY_WEIGHT = 4.0
 WARM_UP_STEPS = 300
 SECONDS_BETWEEN = {"log": 20, "checkpoint": 180, "held out": 300}
 
@@ -427,6 +428,23 @@ def scene_of(seed: int) -> Scene:
     return sample_scene(seed)
 
 
+def toy_masks(args: argparse.Namespace, paths: list[Path]) -> Tensor:
+    """Share of every latent that toys cover, [pictures, 2, 1, S/4, S/4], half precision: as drawn, mirrored."""
+    found = []
+    for path in paths:
+        kept = args.workdir / f"masks-{args.size_px}" / path.name
+        if not kept.exists():
+            seeds = [int(path.stem) * SHARD + i for i in range(SHARD)]
+            drawn = [
+                render([scene_of(seed) for seed in seeds[i : i + 50]], args.size_px // 4) for i in range(0, SHARD, 50)
+            ]
+            cover = torch.cat([batch.masks.sum(1, keepdim=True) for batch in drawn])
+            with whole_file(kept) as file:
+                save_file({"masks": torch.stack([cover, cover.flip(-1)], dim=1).half()}, file)
+        found.append(load_file(kept)["masks"])
+    return torch.cat(found)
+
+
 def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     """As Stable Diffusion's pipelines do: always the full length."""
     return tokenizer(
@@ -441,11 +459,18 @@ def denoising_loss(
     noise: Tensor,
     timesteps: Tensor,
     ids: Tensor,
+    masks: Tensor | None = None,
 ) -> Tensor:
+    """Error of the predicted velocity. With masks, toys count `TOY_WEIGHT` times as much as what is behind them: per
+    pixel the best prediction stays the same, but the toys are the hard part."""
     noisy = scheduler.add_noise(latents, noise, timesteps)
     target = scheduler.get_velocity(latents, noise, timesteps)
     states = model["text_encoder"](ids).last_hidden_state
-    return F.mse_loss(model["unet"](noisy, timesteps, states).sample.float(), target)
+    error = (model["unet"](noisy, timesteps, states).sample.float() - target).square()
+    if masks is None:
+        return error.mean()
+    weight = 1 + (TOY_WEIGHT - 1) * masks
+    return (error * weight).mean() / weight.mean()
 
 
 def draw_timesteps(count: int, generator: torch.Generator) -> Tensor:
@@ -462,12 +487,13 @@ class Batches:
     def __init__(self, args: argparse.Namespace, tokenizer: CLIPTokenizer):
         self.paths = shards(args)
         self.latents = encode_shards(args, self.paths)
+        self.masks = toy_masks(args, self.paths)
         self.seeds = [int(path.stem) * SHARD + i for path in self.paths for i in range(SHARD)]
         self.tokenizer, self.device = tokenizer, args.device
         self.batch_size = args.batch_size or BATCH_SIZE[args.device]
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
-        """latents, noise, timesteps, token ids."""
+        """latents, noise, timesteps, token ids, masks."""
         rng, generator = random.Random(step), torch.Generator().manual_seed(step)
         chosen = torch.randint(len(self.latents), (self.batch_size,), generator=generator)
         mirrored = torch.randint(2, (self.batch_size,), generator=generator)
@@ -478,7 +504,8 @@ class Batches:
         ]
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = draw_timesteps(self.batch_size, generator)
-        return tuple(x.to(self.device) for x in (latents, noise, timesteps, tokens(self.tokenizer, captions)))
+        ids, masks = tokens(self.tokenizer, captions), self.masks[chosen, mirrored].float()
+        return tuple(x.to(self.device) for x in (latents, noise, timesteps, ids, masks))
 
 
 class HeldOut:

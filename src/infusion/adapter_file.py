@@ -34,6 +34,7 @@ def save_adapter(adapter: Adapter, path: str | Path, base: Base, training: Mappi
         UserError: the file cannot be written. Nothing is left half-written.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state_dict().items()}
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     about = {
         "schema": _SCHEMA,
         "method": adapter.method.name,
@@ -51,7 +52,7 @@ def save_adapter(adapter: Adapter, path: str | Path, base: Base, training: Mappi
         "modelspec.architecture": f"stable-diffusion-v1/{adapter.method.name}",
         "modelspec.implementation": "diffusers",
         "modelspec.title": adapter.concept_name,
-        "modelspec.date": about["created"],
+        "modelspec.date": created,
         "modelspec.trigger_phrase": f"<{adapter.concept_name}>",
         "modelspec.prediction_type": "v" if base.scheduler.config.prediction_type == "v_prediction" else "epsilon",
         "infusion": json.dumps(about, sort_keys=True),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from infusion.training import Progress, TrainingSettings
 
 MAX_SEEDS = 10_000
+MAX_DEMO_SEED = 999_999  # individuals from here on are kept for evaluation
 PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _GRID_ROWS, _GRID_COLUMNS = 16, 8
 _PREVIEW_SEEDS = range(4)
@@ -317,17 +318,35 @@ def demo(
     output_dir: Annotated[
         Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Where the page and all files go.")
     ] = Path("demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Which toy is learnt.")] = 0,
-    fast: Annotated[bool, typer.Option("--fast", help="Fewer steps and pictures: does it run?")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_DEMO_SEED, help="Which toy is learnt.")] = 0,
 ) -> None:
     """Teach the embedded model a toy it has never seen, and write a page that shows it."""
+    from infusion.concept import slug
     from infusion.files import check_writable
+    from infusion.toybox.concepts import write_concept
 
-    check_writable(output_dir / "index.html")
-
-    from infusion.demo import run_demo
-
-    run_demo(output_dir, seed, fast, _console())
+    pictures, page = output_dir / "pictures", output_dir / "index.html"
+    check_writable(page)
+    class_noun = write_concept(seed, pictures)
+    name = f"my-{slug(class_noun)}"
+    adapter = output_dir / f"{name}.safetensors"
+    words = [
+        "train",
+        str(pictures),
+        "--class-noun",
+        class_noun,
+        "--name",
+        name,
+        "-o",
+        str(adapter),
+        "--page",
+        str(page),
+    ]
+    console = _console()
+    console.print(f"Five pictures of a {class_noun} that the embedded model has never seen are in {pictures}. Now:")
+    console.print(f"  {shlex.join(['infusion', *words])}")
+    app(words, standalone_mode=False)
+    console.print(f"The page: {page.resolve().as_uri()}")
 
 
 # --- what is given ---

@@ -70,7 +70,7 @@ class TrainingRecord:
 def compare(
     base: Base,
     adapter: Adapter,
-    prompts: Sequence[str] = COMPARED,
+    prompts: Sequence[str] | None = None,
     seeds: Sequence[int] = range(4),
     **sampling: float,
 ) -> tuple[list[Comparison], list[Untouched]]:
@@ -80,9 +80,10 @@ def compare(
     neighbours. The difference is that of the latents, before they are rounded to a picture.
 
     Args:
-        prompts: {} stands for the concept.
+        prompts: {} stands for the concept; by default `COMPARED`.
         sampling: settings of `sample_prompts`.
     """
+    prompts = COMPARED if prompts is None else prompts
     placeholder = f"<{adapter.concept_name}>"
     others = [prompt.format(adapter.class_noun) for prompt in UNTOUCHED]
     plain = [prompt.format(adapter.class_noun) for prompt in prompts] + others
