@@ -1,13 +1,16 @@
+import json
+
 import pytest
 import torch
 from conftest import tiny_pipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from infusion.adapter_file import load_adapter, read_adapter_file, save_adapter
+from infusion.adapter_file import _digest, load_adapter, read_adapter_file, save_adapter
 from infusion.base import load_base, same_base
 from infusion.errors import UserError
 from infusion.methods import Infusion
+from infusion.methods.infusion import InfusionAdapter
 
 
 @pytest.fixture
@@ -57,6 +60,47 @@ def test_foreign_and_missing_files_are_refused(saved, tmp_path):
         read_adapter_file(tmp_path)
 
 
+def rewritten(path, tensors=None, **changes):
+    """The file with another description or other tensors, and a checksum that fits."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    about = json.loads(metadata["infusion"]) | changes
+    metadata["infusion"] = json.dumps({key: value for key, value in about.items() if value is not ...}, default=str)
+    tensors = load_file(path) if tensors is None else tensors
+    del metadata["infusion.sha256"]
+    metadata["infusion.sha256"] = _digest(tensors, metadata)
+    save_file(tensors, path, metadata)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schema": "new"},
+        {"schema": 99},
+        {"method": ["infusion"]},
+        {"method": "magic"},
+        {"settings": []},
+        {"settings": {"layer": "all"}},
+        {"base": "toybox"},
+        {"base": {"id": "x", "fingerprint": 7}},
+        {"base": {"id": "x", "fingerprint": "zz"}},
+        {"concept_name": "a b"},
+        {"class_noun": None},
+        {"tensors": {}},
+        {"tensors": {"a..to_v.value_residual": torch.zeros(3)}},
+        {"tensors": {"x.to_v.value_residual": torch.tensor(1.0)}},
+        {"tensors": {"x.to_v.value_residual": torch.tensor([float("nan")])}},
+        {"tensors": {"x.to_v.value_residual": torch.tensor([1])}},
+    ],
+    ids=str,
+)
+def test_odd_contents_get_a_sentence(saved, base, changes):
+    _, path = saved
+    rewritten(path, **changes)
+    with pytest.raises(UserError):
+        load_adapter(path, base)
+
+
 def test_an_adapter_for_another_base_is_refused_unless_asked_for(saved, tmp_path):
     adapter, path = saved
     tiny_pipeline(seed=7).save_pretrained(tmp_path / "other")
@@ -72,7 +116,7 @@ def test_layers_the_base_lacks_are_refused(saved, base, tmp_path):
     adapter, _ = saved
     residuals = adapter.residuals()
     path = next(iter(residuals))
-    smaller = Infusion().empty_adapter({f"{path}.to_v.value_residual": torch.zeros(5)}, "my-cat", "cat")
+    smaller = InfusionAdapter(Infusion(), "my-cat", "cat", {path: 5})
     save_adapter(smaller, tmp_path / "small.safetensors", base)
     with pytest.raises(UserError, match="another architecture"):
         load_adapter(tmp_path / "small.safetensors", base)

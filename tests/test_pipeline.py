@@ -4,7 +4,7 @@ import torch
 from diffusers import (
     ControlNetModel,
     DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
+    EulerAncestralDiscreteScheduler,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
@@ -12,10 +12,10 @@ from diffusers import (
 from PIL import Image
 
 from infusion.adapter_file import save_adapter
-from infusion.base import Base
+from infusion.base import Base, attached
 from infusion.errors import UserError
 from infusion.methods import Infusion
-from infusion.pipeline import customize, generate
+from infusion.pipeline import customize, generate, sample_prompts
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_in_our_sampler_pictures_without_the_concept_are_the_bases_to_the_bit(ba
     assert [difference(a, b) for a, b in zip(images, expected, strict=True)][:2] == [0, 0]
 
 
-@pytest.mark.parametrize("scheduler", [None, EulerDiscreteScheduler, DPMSolverMultistepScheduler])
+@pytest.mark.parametrize("scheduler", [None, EulerAncestralDiscreteScheduler, DPMSolverMultistepScheduler])
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
 def test_pipeline_and_our_sampler_draw_the_same_picture(pipe, adapter, scheduler, guidance_scale):
     if scheduler:
@@ -78,6 +78,23 @@ def test_images_per_prompt_and_negative_prompts(pipe, adapter):
     assert difference(four[1], second[0]) < 1e-4
     assert difference(four[1], plain[1]) > 1e-3
     assert np.array_equal(four[2:], plain[2:])
+
+
+def test_pictures_may_be_drawn_in_turn(base, adapter):
+    settings = {"seeds": (0, 1), "num_inference_steps": 2, "batch_size": 1}
+    first, second = (sample_prompts(base, prompt, [adapter], **settings) for prompt in ("a <my-cat>", "a dog"))
+    in_turn = [latents for pair in zip(first, second, strict=True) for latents in pair]
+    alone = list(sample_prompts(base, "a <my-cat>", [adapter], **settings))
+    assert all(torch.equal(a, b) for a, b in zip(in_turn[::2], alone, strict=True))
+
+
+def test_negative_prompts_may_name_concepts_and_mean_the_class(pipe, base, adapter):
+    drawn_with = [drawn(customize(pipe, adapter), "a dog", 1, negative_prompt=text) for text in ("a <my-cat>", "a cat")]
+    assert np.array_equal(*drawn_with)
+    ours = [
+        generate(base, "a dog", [adapter], negative_prompt=text, num_inference_steps=2) for text in ("<my-cat>", "cat")
+    ]
+    assert difference(ours[0][0], ours[1][0]) == 0
 
 
 def test_three_rows_per_guided_picture_with_a_concept_and_two_without(pipe, adapter):
@@ -142,6 +159,20 @@ def test_controlnet(pipe, adapter):
         torch.nn.init.normal_(layer.weight, std=0.1)
     pipeline = StableDiffusionControlNetPipeline(**parts(pipe), controlnet=controlnet)
     check(pipeline, adapter, image=[image(), image()])
+    check(pipeline, adapter, image=[image(), image()], guess_mode=True)
+
+
+def test_what_the_network_takes_out_of_its_inputs_reaches_both_streams(pipe, base, concept):
+    """A T2I-Adapter's features come as a list that the network empties while it runs."""
+    silent = Infusion().adapter(base, concept)
+    features = [torch.randn(1, 16, 8, 8), torch.randn(1, 32, 4, 4)]
+    inputs = (torch.randn(1, 4, 8, 8), torch.tensor(10), base.encode(["a cat"]).text_states)
+    with torch.no_grad():
+        expected = base.unet(*inputs, down_intrablock_additional_residuals=list(features)).sample
+        with attached(base, [silent]) as streams:
+            streams.rows = base.encode(["a <my-cat>"], {"my-cat": "cat"}).concept_tokens
+            changed = base.unet(*inputs, down_intrablock_additional_residuals=list(features)).sample
+    assert torch.equal(changed, expected)
 
 
 def test_adapters_come_as_files_too(pipe, base, adapter, tmp_path):

@@ -1,3 +1,5 @@
+import unicodedata
+
 import pytest
 from conftest import tiny_tokenizer
 
@@ -35,6 +37,12 @@ def test_the_same_class_twice_is_told_apart():
 def test_a_concept_named_twice_has_both_places():
     _, positions = tokenize(tiny_tokenizer(), [parse_prompt("<my-cat> and <my-cat>", NOUNS)])
     assert len(positions[0]["my-cat"]) == 2
+
+
+def test_accents_may_be_written_in_two_ways():
+    nouns = {"c": unicodedata.normalize("NFC", "café")}
+    _, positions = tokenize(tiny_tokenizer(), [parse_prompt(unicodedata.normalize("NFD", "café in a <c>"), nouns)])
+    assert positions[0]["c"]
 
 
 def test_unknown_placeholder_suggests_the_nearest():

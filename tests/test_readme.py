@@ -32,7 +32,9 @@ def test_the_commands_run(workplace):
     from infusion.cli import app
 
     write_concept(2, "my_cat", class_noun="cat")
-    commands = [shlex.split(line) for line in re.findall(r"^infusion (.*--base toybox.*|(?:generate|show) .*)$", README, re.M)]
+    commands = [
+        shlex.split(line) for line in re.findall(r"^infusion (.*--base toybox.*|(?:generate|show) .*)$", README, re.M)
+    ]
     commands = [command for command in commands if "stable-diffusion" not in " ".join(command)]
     assert [command[0] for command in commands] == ["train", "generate", "show"]
     for command in commands:

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from infusion.adapter_file import save_adapter
 from infusion.base import load_base
@@ -106,6 +107,22 @@ def test_pictures_without_masks_get_the_bases_attention(base, concept):
     assert masks[0].image.size == (16, 16)
     assert 0 < masks[0].coverage < 1
     assert masks[1].coverage == pytest.approx(0.25 * 3.14 / 4, abs=0.06)
+
+
+@pytest.mark.parametrize("scheduler", [DPMSolverMultistepScheduler, EulerDiscreteScheduler])
+def test_training_does_not_depend_on_the_scheduler_that_samples(base, concept, scheduler):
+    expected, losses = run(base, concept, Infusion(max_train_steps=2))
+    other = replace(base, scheduler=scheduler.from_config(base.scheduler.config))
+    adapter, other_losses = run(other, concept, Infusion(max_train_steps=2))
+    assert other_losses == losses
+    assert torch.equal(tensors(adapter), tensors(expected))
+
+
+def test_divergence_is_told(base, concept):
+    broken = replace(concept, images=concept.images)
+    base.unet.conv_out.weight.data.fill_(float("nan"))
+    with pytest.raises(UserError, match="diverged at step 1"):
+        run(base, broken, Infusion(max_train_steps=2))
 
 
 def test_velocity_bases_train_too(concept, tmp_path):

@@ -36,7 +36,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers, trainers
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from infusion.files import whole_file
@@ -489,13 +488,15 @@ class Batches:
         self.latents = encode_shards(args, self.paths)
         self.masks = toy_masks(args, self.paths)
         self.seeds = [int(path.stem) * SHARD + i for path in self.paths for i in range(SHARD)]
+        few = [i for i, seed in enumerate(self.seeds) if len(scene_of(seed).toys) <= args.max_toys]
+        self.usable = torch.tensor(few)
         self.tokenizer, self.device = tokenizer, args.device
         self.batch_size = args.batch_size or BATCH_SIZE[args.device]
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """latents, noise, timesteps, token ids, masks."""
         rng, generator = random.Random(step), torch.Generator().manual_seed(step)
-        chosen = torch.randint(len(self.latents), (self.batch_size,), generator=generator)
+        chosen = self.usable[torch.randint(len(self.usable), (self.batch_size,), generator=generator)]
         mirrored = torch.randint(2, (self.batch_size,), generator=generator)
         latents = self.latents[chosen, mirrored].float()
         captions = [
@@ -558,7 +559,8 @@ def train_denoiser(args: argparse.Namespace) -> None:
         record = state["record"]
     record |= {
         "machine": machine(args.device),
-        "pictures": len(batches.seeds),
+        "pictures": len(batches.usable),
+        "max_toys": args.max_toys,
         "batch_size": batches.batch_size,
         "learning_rate": args.learning_rate,
         "cooldown_minutes": args.cooldown_minutes,
@@ -756,6 +758,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--cooldown-minutes", type=float, default=20, help="the learning rate falls at the end")
     one.add_argument("--learning-rate", type=float, default=8e-4)
     one.add_argument("--batch-size", type=int, help=f"default: {BATCH_SIZE}")
+    one.add_argument("--max-toys", type=int, default=2, help="1: only scenes of a single toy, which are easier")
     one = stage("export", export, "write the averaged weights of the latest checkpoint as a model folder")
     one.add_argument("--out", type=Path, required=True)
     one = stage("look", look, "draw samples of an exported model: classes down, places across")

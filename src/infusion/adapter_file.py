@@ -15,12 +15,24 @@ from safetensors.torch import save
 from torch import Tensor
 
 from infusion.base import Base, same_base
+from infusion.concept import checked_class_noun, checked_name
 from infusion.errors import UserError
 from infusion.files import whole_file
 from infusion.methods import METHODS, Adapter
 from infusion.settings import from_mapping
 
 _SCHEMA = 1
+_DESCRIPTION = {
+    "method": str,
+    "paper": str,
+    "settings": dict,
+    "concept_name": str,
+    "class_noun": str,
+    "base": dict,
+    "training": dict,
+    "versions": dict,
+    "created": str,
+}
 
 
 def save_adapter(adapter: Adapter, path: str | Path, base: Base, training: Mapping[str, Any] | None = None) -> int:
@@ -34,7 +46,7 @@ def save_adapter(adapter: Adapter, path: str | Path, base: Base, training: Mappi
         UserError: the file cannot be written. Nothing is left half-written.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state_dict().items()}
-    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    created = datetime.now(UTC).isoformat(timespec="seconds")
     about = {
         "schema": _SCHEMA,
         "method": adapter.method.name,
@@ -45,11 +57,11 @@ def save_adapter(adapter: Adapter, path: str | Path, base: Base, training: Mappi
         "base": {"id": base.id, "fingerprint": base.fingerprint()},
         "training": dict(training or {}),
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": created,
     }
     metadata = {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"stable-diffusion-v1/{adapter.method.name}",
+        "modelspec.architecture": f"stable-diffusion-{base.generation}/{adapter.method.name}",
         "modelspec.implementation": "diffusers",
         "modelspec.title": adapter.concept_name,
         "modelspec.date": created,
@@ -83,10 +95,27 @@ def read_adapter_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tenso
         raise UserError(f"{path} is a .safetensors file of another tool; adapter files are made by `infusion train`.")
     if metadata.pop("infusion.sha256", None) != _digest(tensors, metadata):
         raise UserError(f"{path} is damaged: its contents do not match the checksum it carries; get it anew.")
-    about = json.loads(metadata["infusion"])
-    if about["schema"] > _SCHEMA:
-        raise UserError(f"{path} was written by a newer version (schema {about['schema']}); update this package.")
-    return about, tensors
+    return _checked(metadata["infusion"], tensors, path), tensors
+
+
+def _checked(text: str, tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    """What the file says of itself, once it is sure to say it as this version would."""
+    strange = UserError(f"{path} is no adapter file of this version: its description or its tensors are malformed.")
+    try:
+        about = json.loads(text)
+        schema = int(about["schema"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise strange from error
+    if schema > _SCHEMA:
+        raise UserError(f"{path} was written by a newer version (schema {schema}); update this package.")
+    complete = all(isinstance(about.get(key), kind) for key, kind in _DESCRIPTION.items())
+    if not complete or not all(isinstance(about["base"].get(key), str) for key in ("id", "fingerprint")):
+        raise strange
+    if not tensors or not all(t.is_floating_point() and t.isfinite().all() for t in tensors.values()):
+        raise strange
+    checked_name(about["concept_name"])
+    checked_class_noun(about["class_noun"])
+    return about
 
 
 def load_adapter(path: str | Path, base: Base, any_base: bool = False) -> Adapter:
@@ -102,16 +131,13 @@ def load_adapter(path: str | Path, base: Base, any_base: bool = False) -> Adapte
     if about["method"] not in METHODS:
         raise UserError(f'{path} was made by the method "{about["method"]}"; known are: {", ".join(METHODS)}.')
     method = from_mapping(METHODS[about["method"]], about["settings"])
-    adapter = method.empty_adapter(tensors, about["concept_name"], about["class_noun"])
     made_for = about["base"]
     if not any_base and not same_base(made_for["fingerprint"], base.fingerprint()):
         raise UserError(
             f'{path} was trained on the base "{made_for["id"]}", but the base loaded is "{base.id}", whose weights '
             f"differ; load that base, or allow any base (--any-base, any_base=True) for a fine-tune of it."
         )
-    adapter.check_fits(base)
-    adapter.load_state_dict(tensors)
-    return adapter.to(base.device).eval()
+    return method.restored(base, tensors, about["concept_name"], about["class_noun"])
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -119,5 +145,5 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -56,7 +56,7 @@ class Checkpoint:
         if metadata.get("infusion.identity") != self.identity:
             raise UserError(
                 f"The checkpoint {self.path} belongs to a training with another base, pictures or settings; "
-                "delete it to start anew, or give the settings it was made with."
+                "delete it to start anew (--no-resume does), or give the settings it was made with."
             )
         step = int(metadata["infusion.step"])
         for name, parameter in self.adapter.named_parameters():

@@ -9,11 +9,11 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from infusion.masks import SubjectMask
     from infusion.methods import Adapter
     from infusion.showcase import TrainingRecord
-    from infusion.training import Progress, TrainingSettings
+    from infusion.training import TrainingSettings
 
 MAX_SEEDS = 10_000
 MAX_DEMO_SEED = 999_999  # individuals from here on are kept for evaluation
@@ -327,7 +327,10 @@ def demo(
 
     pictures, page = output_dir / "pictures", output_dir / "index.html"
     check_writable(page)
-    class_noun = write_concept(seed, pictures)
+    try:
+        class_noun = write_concept(seed, pictures)
+    except OSError as error:
+        raise UserError(f"The pictures cannot be written to {pictures}: {error.strerror}.") from error
     name = f"my-{slug(class_noun)}"
     adapter = output_dir / f"{name}.safetensors"
     words = [
@@ -345,7 +348,8 @@ def demo(
     console = _console()
     console.print(f"Five pictures of a {class_noun} that the embedded model has never seen are in {pictures}. Now:")
     console.print(f"  {shlex.join(['infusion', *words])}")
-    app(words, standalone_mode=False)
+    if code := app(words, standalone_mode=False):
+        raise typer.Exit(code)
     console.print(f"The page: {page.resolve().as_uri()}")
 
 
@@ -497,7 +501,7 @@ def _learn(
     previews_dir = output.with_suffix(".previews")
     recent: deque[float] = deque(maxlen=50)
     started = time.monotonic()
-    training = cast("Generator[Progress]", train_steps(base, adapter, concept, settings, checkpoint, masks))
+    training = train_steps(base, adapter, concept, settings, checkpoint, masks)
     # Closing it writes the checkpoint.
     with _interruptible() as asked_to_stop, _progress_bar(console, "Learning") as advance, closing(training):
         for now in training:

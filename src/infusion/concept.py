@@ -119,7 +119,7 @@ def load_concept(
 
 def checked_class_noun(class_noun: str) -> str:
     """The noun with single spaces; UserError if it has no letter or has angle brackets."""
-    noun = " ".join(class_noun.split())
+    noun = unicodedata.normalize("NFC", " ".join(class_noun.split()))
     if "<" in noun or ">" in noun:
         raise UserError(
             f'The class noun "{noun}" has angle brackets; they mark concepts in prompts. '

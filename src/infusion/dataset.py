@@ -82,7 +82,7 @@ def training_set(base: Base, concept: Concept, masks: Sequence[SubjectMask], fli
         masks=torch.stack([_latent_mask(mask, latents.shape[-2:]) for mask in mask_images]).to(latents.device),
         conditioning=base.encode(prompts, {concept.name: concept.class_noun}),
         prompts_of=prompts_of * (2 if flip else 1),
-        num_train_timesteps=base.scheduler.config.num_train_timesteps,
+        num_train_timesteps=base.noise_schedule.config.num_train_timesteps,
     )
 
 

@@ -53,10 +53,10 @@ def _attention_masks(base: Base, images: Sequence[Image.Image], class_noun: str)
         height, width = latents.shape[-2:]
         total = torch.zeros(height, width)
         for level in _NOISE_LEVELS:
-            timestep = torch.tensor(int(level * base.scheduler.config.num_train_timesteps), device=base.device)
+            timestep = torch.tensor(int(level * base.noise_schedule.config.num_train_timesteps), device=base.device)
             noise = torch.randn(latents.shape, generator=generator).to(latents)
             with AttentionRecorder(base.unet) as recorder:
-                base.predict(base.scheduler.add_noise(latents, noise, timestep[None]), timestep, conditioning)
+                base.predict(base.noise_schedule.add_noise(latents, noise, timestep[None]), timestep, conditioning)
                 total += recorder.token_map(tokens, height, width).mean(0)
         masks.append(_as_mask(total).resize(image.size, Image.Resampling.BILINEAR))
     return masks

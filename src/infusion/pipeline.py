@@ -2,9 +2,11 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from infusion.base import Base, attached
 from infusion.errors import UserError
 from infusion.latents import decode_latents
 from infusion.methods import Adapter
-from infusion.prompts import parse_prompt, tokenize
+from infusion.prompts import Prompt, parse_prompt, tokenize
 from infusion.sampling import sample, seeded_noise
 
 
@@ -54,14 +56,16 @@ def sample_prompts(
         UserError: a prompt names a concept that no adapter brings.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    conditioning = base.encode(prompts, {adapter.concept_name: adapter.class_noun for adapter in adapters})
-    unconditional = base.encode([negative_prompt])
+    class_nouns = {adapter.concept_name: adapter.class_noun for adapter in adapters}
+    conditioning = base.encode(prompts, class_nouns)
+    unconditional = base.encode([parse_prompt(negative_prompt, class_nouns).text])
     shape = (base.unet.config.in_channels, base.unet.config.sample_size, base.unet.config.sample_size)
     wanted = itertools.product(range(len(prompts)), seeds)
     while batch := list(itertools.islice(wanted, batch_size)):
-        noise = seeded_noise([seed for _, seed in batch], shape, base.dtype).to(base.device)
+        generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
+        noise = seeded_noise(generators, shape, base.dtype).to(base.device)
         with base.customized(*adapters) as denoiser:
-            yield sample(
+            latents = sample(
                 denoiser,
                 base.scheduler,
                 noise,
@@ -69,7 +73,9 @@ def sample_prompts(
                 unconditional.rows([0] * len(batch)),
                 guidance_scale,
                 num_inference_steps,
+                generators,
             )
+        yield latents
 
 
 class CustomizedPipeline:
@@ -81,26 +87,41 @@ class CustomizedPipeline:
     def __init__(self, pipeline: Any, adapters: Sequence[Adapter]) -> None:
         self.pipeline = pipeline
         self.adapters = adapters
-        self._base = Base.from_pipeline(pipeline)
 
-    def __call__(self, prompt: str | Sequence[str], *args: Any, **kwargs: Any) -> Any:
-        """Call the pipeline. `prompt` is a prompt or a list of prompts; all else goes through as it is.
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the pipeline, with its own arguments. Prompts and negative prompts may be a text or a list of texts.
 
         Raises:
             UserError: a placeholder names no concept; or the prompt comes as embeddings, in which no concept can be
                 found.
         """
-        if prompt is None or "prompt_embeds" in kwargs:
+        given = signature(self.pipeline.__call__).bind(*args, **kwargs).arguments
+        prompt, negative = given.get("prompt"), given.get("negative_prompt")
+        if prompt is None:
             raise UserError("Give the prompt as text: the concept's tokens cannot be found in prompt embeddings.")
-        class_nouns = {adapter.concept_name: adapter.class_noun for adapter in self.adapters}
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        parsed = [parse_prompt(text, class_nouns) for text in prompts]
+        parsed = self._parsed(prompt)
         _, concept_tokens = tokenize(self.pipeline.tokenizer, parsed)
-        copies = kwargs.get("num_images_per_prompt") or 1
-        with attached(self._base, self.adapters) as streams:
+        given["prompt"] = parsed[0].text if isinstance(prompt, str) else [plain.text for plain in parsed]
+        if negative is not None:
+            plain_negative = [plain.text for plain in self._parsed(negative)]
+            given["negative_prompt"] = plain_negative[0] if isinstance(negative, str) else plain_negative
+        copies = given.get("num_images_per_prompt") or 1
+        with attached(Base.from_pipeline(self.pipeline), self.adapters) as streams:
             streams.rows = [tokens for tokens in concept_tokens for _ in range(copies)]
-            texts = [plain.text for plain in parsed]
-            return self.pipeline(texts[0] if isinstance(prompt, str) else texts, *args, **kwargs)
+            return self.pipeline(**given)
+
+    def _parsed(self, prompts: str | Sequence[str]) -> list[Prompt]:
+        class_nouns = {adapter.concept_name: adapter.class_noun for adapter in self.adapters}
+        tokenizer = self.pipeline.tokenizer
+        parsed = []
+        for text in [prompts] if isinstance(prompts, str) else prompts:
+            parsed.append(parse_prompt(text, class_nouns, tokenizer.get_added_vocab()))
+            if self.pipeline.maybe_convert_prompt(parsed[-1].text, tokenizer) != parsed[-1].text:
+                raise UserError(
+                    f'The prompt "{text}" holds a textual inversion of several vectors, which the pipeline spells out '
+                    "later, so that the tokens of a concept cannot be counted; use one of a single vector."
+                )
+        return parsed
 
 
 def customize(pipeline: Any, *adapters: Adapter | str | Path, any_base: bool = False) -> CustomizedPipeline:

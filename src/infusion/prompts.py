@@ -1,7 +1,8 @@
 """A prompt with <concepts> -> the text the model reads, and where in its tokens each concept stands."""
 
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -41,21 +42,25 @@ class Prompt:
     mentions: tuple[Mention, ...]
 
 
-def parse_prompt(text: str, class_nouns: Mapping[str, str]) -> Prompt:
+def parse_prompt(text: str, class_nouns: Mapping[str, str], own_tokens: Collection[str] = ()) -> Prompt:
     """Replace every `<name>` by the class noun of the concept called `name`, and remember where.
 
     Args:
         text: for example "a <my-cat> next to a cat".
         class_nouns: class noun by concept name.
+        own_tokens: words in angle brackets that the tokenizer itself knows; they stay as they are.
 
     Raises:
         UserError: a placeholder names no loaded concept.
     """
+    text = unicodedata.normalize("NFC", text)  # as CLIP's tokenizer does before it counts characters
     parts: list[str] = []
     mentions: list[Mention] = []
     length = read = 0
     for match in _PLACEHOLDER.finditer(text):
         name = match[1]
+        if match[0] in own_tokens:
+            continue
         if name not in class_nouns:
             known = ", ".join(f"<{other}>" for other in class_nouns) or "none"
             hint = nearest(name, list(class_nouns))

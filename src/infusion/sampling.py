@@ -1,6 +1,7 @@
 """Denoiser + noise -> latents: guidance and the step loop."""
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor
 from infusion.base import Conditioning, Denoiser, concatenate
 
 
-def seeded_noise(seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """One latent noise per seed, [B, *shape]; a seed's noise does not depend on its batch mates."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+def seeded_noise(
+    generators: Sequence[torch.Generator], shape: Sequence[int], dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """One latent noise per generator, [B, *shape]; a picture's noise does not depend on its batch mates."""
     return torch.stack([torch.randn(tuple(shape), generator=generator, dtype=dtype) for generator in generators])
 
 
@@ -24,6 +26,7 @@ def sample(
     unconditional: Conditioning | None = None,
     guidance_scale: float = 1.0,
     num_inference_steps: int = 30,
+    generators: Sequence[torch.Generator] | None = None,
 ) -> Tensor:
     """Run a diffusers scheduler from noise to latents, [B, C, H, W].
 
@@ -31,10 +34,14 @@ def sample(
         scheduler: any diffusers scheduler; a copy is used.
         unconditional: B rows that classifier-free guidance moves away from; with None there is no guidance.
         guidance_scale: prediction = unconditional + guidance_scale * (conditional - unconditional).
+        generators: one per row, for schedulers that draw noise at every step.
     """
     scheduler = type(scheduler).from_config(scheduler.config)
     scheduler.set_timesteps(num_inference_steps, device=noise.device)
     latents = noise * scheduler.init_noise_sigma
+    draws = (
+        {"generator": list(generators)} if generators and "generator" in signature(scheduler.step).parameters else {}
+    )
     guided = unconditional is not None and guidance_scale > 1
     rows = concatenate(unconditional, conditioning) if guided else conditioning  # type: ignore[arg-type]
     for timestep in scheduler.timesteps:
@@ -43,5 +50,5 @@ def sample(
         if guided:
             away, towards = prediction.chunk(2)
             prediction = away + guidance_scale * (towards - away)
-        latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+        latents = scheduler.step(prediction, timestep, latents, **draws, return_dict=False)[0]
     return latents

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -64,7 +64,7 @@ def train(
     settings: TrainingSettings | None = None,
     checkpoint_path: str | Path | None = None,
     masks: Sequence[SubjectMask] | None = None,
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     """Train `adapter` in place; yields after every optimiser step, so leaving the loop early stops training.
 
     Args:
@@ -75,23 +75,29 @@ def train(
     Raises:
         UserError: the checkpoint belongs to another training, or cannot be written; a caption lacks the concept.
     """
+    if base.unet.is_gradient_checkpointing:
+        raise UserError("Call unet.disable_gradient_checkpointing() first: the two streams cannot be run again later.")
+    base.freeze()
     settings = settings or TrainingSettings()
     method = adapter.method
     data = training_set(base, concept, masks or subject_masks(base, concept), settings.flip)
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=method.learning_rate)
-    checkpoint = Checkpoint(checkpoint_path, adapter, optimizer, _identity(base, adapter, data, settings))
+    checkpoint = Checkpoint(checkpoint_path, adapter, optimizer, _identity(base, adapter, concept, settings))
     first_step = step = checkpoint.load()
     share_at = _LEARNING_RATE_SHARES[settings.lr_scheduler]
     images_per_step = settings.train_batch_size * settings.gradient_accumulation_steps
     started = time.monotonic()
     adapter.train()
+    between_steps = True
     try:
         while step < method.max_train_steps:
             loss = _gradients(base, adapter, data, settings, step)
             optimizer.param_groups[0]["lr"] = method.learning_rate * share_at(step / method.max_train_steps)
+            between_steps = False
             optimizer.step()
             optimizer.zero_grad()
             step += 1
+            between_steps = True
             if step % settings.checkpointing_steps == 0:
                 checkpoint.save(step)
             seconds = (time.monotonic() - started) / (step - first_step)
@@ -99,7 +105,8 @@ def train(
             yield Progress(step, method.max_train_steps, loss, images_per_step / seconds, left)
     finally:
         adapter.eval()
-        checkpoint.save(step)
+        if between_steps:
+            checkpoint.save(step)
 
 
 def _gradients(base: Base, adapter: Adapter, data: TrainingSet, settings: TrainingSettings, step: int) -> float:
@@ -107,17 +114,21 @@ def _gradients(base: Base, adapter: Adapter, data: TrainingSet, settings: Traini
     generator = step_generator(settings.seed, step)
     scale = _HALF_PRECISION_LOSS_SCALE if base.dtype == torch.float16 else 1.0
     total = 0.0
-    with base.customized(adapter) as denoiser:
-        for _ in range(settings.gradient_accumulation_steps):
-            batch = data.batch(settings.train_batch_size, generator)
-            borrows = adapter.draw_borrows(settings.train_batch_size, generator)
-            batch = replace(batch, conditioning=replace(batch.conditioning, borrows=borrows))
+    for _ in range(settings.gradient_accumulation_steps):
+        batch = data.batch(settings.train_batch_size, generator)
+        borrows = adapter.draw_borrows(settings.train_batch_size, generator)
+        with base.customized(adapter, borrows=borrows) as denoiser:
             loss = masked_loss(base, denoiser, batch) / settings.gradient_accumulation_steps
             (loss * scale).backward()
-            total += loss.item()
+        total += loss.item()
     for parameter in adapter.parameters():
         if parameter.grad is not None:
             parameter.grad /= scale
+            if not parameter.grad.isfinite().all():
+                raise UserError(
+                    f"Training diverged at step {step + 1}: a gradient is not a number. Use a smaller learning rate, "
+                    "or hold the base in another precision (bf16, or no)."
+                )
     return total
 
 
@@ -126,31 +137,32 @@ def masked_loss(base: Base, denoiser: Denoiser, batch: Batch) -> Tensor:
 
     The target is the base's own kind of prediction: the noise, or the velocity.
     """
-    noisy_latents = base.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+    noisy_latents = base.noise_schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     prediction = denoiser.predict(noisy_latents, batch.timesteps, batch.conditioning).float()
     error = (prediction - _target(base, batch)) * batch.masks
     return error.square().mean()
 
 
 def _target(base: Base, batch: Batch) -> Tensor:
-    kind = base.scheduler.config.prediction_type
+    kind = base.noise_schedule.config.prediction_type
     if kind == "v_prediction":
-        return base.scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps)
+        return base.noise_schedule.get_velocity(batch.latents, batch.noise, batch.timesteps)
     if kind == "epsilon":
         return batch.noise
     raise UserError(f'This base predicts "{kind}"; bases that predict "epsilon" or "v_prediction" can be trained on.')
 
 
-def _identity(base: Base, adapter: Adapter, data: TrainingSet, settings: TrainingSettings) -> str:
-    """What must agree for a checkpoint to be continued: base, concept, method, settings and the training data."""
+def _identity(base: Base, adapter: Adapter, concept: Concept, settings: TrainingSettings) -> str:
+    """What must agree for a checkpoint to be continued: base, concept, method and settings, as they were given."""
     facts = {
         "base": base.fingerprint(),
-        "concept": [adapter.concept_name, adapter.class_noun],
+        "noise_schedule": dict(base.noise_schedule.config),
+        "dtype": str(base.dtype),
+        "concept": [adapter.concept_name, adapter.class_noun, concept.captions],
         "method": asdict(adapter.method),
         "settings": asdict(replace(settings, checkpointing_steps=1)),
     }
-    tensors = (data.latents, data.masks, data.conditioning.text_states)
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for tensor in tensors:
-        digest.update(tensor.float().cpu().numpy().tobytes())
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    for picture in (*concept.images, *concept.masks):
+        digest.update(picture.tobytes() if picture else b"none")
     return digest.hexdigest()

@@ -1,7 +1,7 @@
 """Noisy latents, timesteps, conditioning -> prediction: the one signature that training, sampling and metrics call."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -15,12 +15,10 @@ class Conditioning:
     """What a batch of B rows is told.
 
     text_states: [B, T, C]. concept_tokens: per row, the token positions of every concept the row names.
-    borrows: [B] bool, rows that take the foundation's queries; None leaves it to the adapter's method.
     """
 
     text_states: Tensor
     concept_tokens: tuple[ConceptTokens, ...]
-    borrows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.concept_tokens)
@@ -28,8 +26,7 @@ class Conditioning:
     def rows(self, indices: Sequence[int]) -> "Conditioning":
         """The conditioning of the given rows, in that order; a row may be taken several times."""
         at = torch.as_tensor(indices, device=self.text_states.device)
-        tokens = tuple(self.concept_tokens[i] for i in indices)
-        return replace(self, text_states=self.text_states[at], concept_tokens=tokens)
+        return Conditioning(self.text_states[at], tuple(self.concept_tokens[i] for i in indices))
 
 
 def concatenate(first: Conditioning, second: Conditioning) -> Conditioning:

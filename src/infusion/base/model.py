@@ -4,13 +4,16 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from string import hexdigits
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
+from infusion.base.cross_attention import cross_attentions
 from infusion.base.denoiser import Conditioning, Denoiser
 from infusion.base.streams import TwinStreams
 from infusion.errors import UserError
@@ -39,10 +42,6 @@ class Base:
     vae: Any
     scheduler: Any
 
-    def __post_init__(self) -> None:
-        for part in (self.text_encoder, self.unet, self.vae):
-            part.requires_grad_(False).eval()
-
     @classmethod
     def from_pipeline(cls, pipeline: Any) -> "Base":
         """The base model inside a diffusers Stable Diffusion pipeline; its parts are shared, not copied.
@@ -57,9 +56,24 @@ class Base:
                 f"{type(pipeline).__name__} {lacks}; models in the layout of Stable Diffusion 1.x and 2.x "
                 "(tokenizer, text_encoder, unet, vae, scheduler) can be customized."
             )
+        if pipeline.unet.device.type == "meta":
+            raise UserError(
+                "This pipeline moves weights layer by layer (sequential CPU offload), so they cannot be customized: "
+                "use enable_model_cpu_offload(), or keep the model on one device."
+            )
         parts = {part: getattr(pipeline, part) for part in cls.__annotations__ if part != "id"}
         name = pipeline.config.get("_name_or_path") or type(pipeline).__name__
         return cls(id=TOYBOX if Path(name) == TOYBOX_DIR else str(name), **parts)
+
+    def freeze(self) -> None:
+        """No weight of the base is trained from here on."""
+        for part in (self.text_encoder, self.unet, self.vae):
+            part.requires_grad_(False).eval()
+
+    @cached_property
+    def noise_schedule(self) -> Any:
+        """How noise is added in training, whichever scheduler samples: z_t = sqrt(abar_t) z_0 + sigma_t noise."""
+        return DDPMScheduler.from_config(self.scheduler.config)
 
     @property
     def device(self) -> torch.device:
@@ -68,6 +82,11 @@ class Base:
     @property
     def dtype(self) -> torch.dtype:
         return self.unet.dtype
+
+    @property
+    def generation(self) -> str:
+        """ "v1" or "v2" of Stable Diffusion, told apart by the width of the text states."""
+        return "v2" if self.unet.config.cross_attention_dim == 1024 else "v1"
 
     @property
     def size_px(self) -> int:
@@ -102,21 +121,28 @@ class Base:
         return self.unet(*inputs, encoder_hidden_states=conditioning.text_states, return_dict=False)[0]
 
     @contextmanager
-    def customized(self, *adapters: "Adapter") -> Iterator[Denoiser]:
-        """The base with adapters, as a denoiser; leaving the block leaves no trace in the base."""
-        with attached(self, adapters) as streams:
+    def customized(self, *adapters: "Adapter", borrows: Tensor | None = None) -> Iterator[Denoiser]:
+        """The base with adapters, as a denoiser; leaving the block leaves no trace in the base.
+
+        Args:
+            borrows: [B] bool, which rows take the foundation's queries; None leaves it to the adapters' methods.
+        """
+        with attached(self, adapters, borrows) as streams:
             yield _Customized(self, streams)
 
     def fingerprint(self) -> str:
-        """64 weights spread over the UNet and the text encoder, rounded to bfloat16, as hexadecimal digits.
+        """64 weights of the cross-attention keys, rounded to bfloat16, as hexadecimal digits.
 
-        Unlike a hash it may be compared with a tolerance (`same_base`), so that the same model held in another
-        precision is recognised and a fine-tuned one is not.
+        Unlike a hash it may be compared with a tolerance (`same_base`), so that the same model is recognised in another
+        precision, and with the adapters of other tools beside it.
         """
-        weights = [*self.unet.state_dict().values(), *self.text_encoder.state_dict().values()]
-        weights = [weight for weight in weights if weight.is_floating_point() and weight.dim() > 1]
-        spread = [weights[i * len(weights) // _FINGERPRINT_WEIGHTS] for i in range(_FINGERPRINT_WEIGHTS)]
-        values = torch.stack([w.flatten()[w.numel() // 2].float().cpu() for w in spread])
+        layers = [layer.to_k for layer in cross_attentions(self.unet).values()]
+        weights = [getattr(layer, "base_layer", layer).weight.flatten() for layer in layers]
+        picked = []
+        for i in range(_FINGERPRINT_WEIGHTS):
+            weight = weights[i % len(weights)]
+            picked.append(weight[i * len(weight) // _FINGERPRINT_WEIGHTS].float().cpu())
+        values = torch.stack(picked)
         return values.bfloat16().view(torch.uint16).numpy().astype(">u2").tobytes().hex()
 
 
@@ -129,28 +155,35 @@ class _Customized:
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         self.streams.rows = conditioning.concept_tokens
-        self.streams.borrows = conditioning.borrows
         return self.base.predict(noisy_latents, timesteps, conditioning)
 
 
 @contextmanager
-def attached(base: Base, adapters: Sequence["Adapter"]) -> Iterator[TwinStreams]:
-    """The adapters' edits, on the live network for the length of the block."""
+def attached(base: Base, adapters: Sequence["Adapter"], borrows: Tensor | None = None) -> Iterator[TwinStreams]:
+    """The adapters' edits, on the live network for the length of the block.
+
+    Raises:
+        UserError: two concepts share a name, or an adapter edits layers that the base lacks.
+    """
     names = [adapter.concept_name for adapter in adapters]
     if len(set(names)) < len(names):
         raise UserError(f"Two concepts share a name among: {', '.join(names)}; train one under another name.")
-    with TwinStreams(base.unet, [adapter.edit() for adapter in adapters]).attached() as streams:
+    for adapter in adapters:
+        adapter.check_fits(base)
+    with TwinStreams(base.unet, [adapter.edit() for adapter in adapters], borrows).attached() as streams:
         yield streams
 
 
 def same_base(fingerprint: str, other: str) -> bool:
-    """Whether two fingerprints are one model's, allowing for a change of precision (1%)."""
+    """Whether two fingerprints (an even number of hexadecimal digits) are one model's, to within 1%."""
 
     def values(digits: str) -> Tensor:
         words = struct.unpack(f">{len(digits) // 4}H", bytes.fromhex(digits))
         return torch.tensor(words, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16).float()
 
-    return len(fingerprint) == len(other) and torch.allclose(values(fingerprint), values(other), rtol=0.01, atol=1e-7)
+    if len(fingerprint) != len(other) or not all(digit in hexdigits for digit in fingerprint + other):
+        return False
+    return torch.allclose(values(fingerprint), values(other), rtol=0.01, atol=1e-7)
 
 
 def load_base(
@@ -180,6 +213,13 @@ def load_base(
         ) from error
     base = Base.from_pipeline(pipeline.to(device or _default_device()))
     base.id = name
+    channels = base.unet.config.in_channels, base.vae.config.latent_channels
+    if channels[0] != channels[1]:
+        raise UserError(
+            f'"{name}" takes {channels[0]} channels where its latents have {channels[1]}: it is an inpainting or '
+            "editing model. Give a text-to-image model; adapters trained on it work in inpainting pipelines too."
+        )
+    base.freeze()
     return base
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -37,28 +38,31 @@ class ValueResiduals:
 
 
 @dataclass(frozen=True)
-class _Customized:
+class _Plan:
     """The rows of the customized pass: K of the batch's rows.
 
-    at: [K] their places in the batch. tokens: what each names, and where. borrows: [K] whether it takes its twin's
-    queries.
+    at: [K] their places in the batch. borrows: [K] whether they take their twins' queries. here: [K, T] by concept, 1
+    at the tokens that name it.
     """
 
     at: Tensor
-    tokens: Sequence[ConceptTokens]
     borrows: Tensor
+    here: Mapping[str, Tensor]
 
 
 class TwinStreams:
-    """Runs a UNet with value residuals. `rows` says which concepts each row of the next batch names, and where."""
+    """Runs a UNet with value residuals. `rows` says which concepts each row of the next batch names, and where.
 
-    def __init__(self, network: nn.Module, residuals: Sequence[ValueResiduals]) -> None:
+    borrows: [B] which of those rows take the foundation's queries; by default what the residuals say.
+    """
+
+    def __init__(self, network: nn.Module, residuals: Sequence[ValueResiduals], borrows: Tensor | None = None) -> None:
         self.network = network
         self.residuals = {residual.concept: residual for residual in residuals}
+        self.borrows = borrows
         self.rows: Sequence[ConceptTokens] = ()
-        self.borrows: Tensor | None = None
-        self._recording: _Customized | None = None
-        self._replaying: _Customized | None = None
+        self._recording: _Plan | None = None
+        self._replaying: _Plan | None = None
         self._queries: dict[str, Tensor] = {}
 
     @contextmanager
@@ -72,19 +76,21 @@ class TwinStreams:
             yield self
 
     def _forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        inputs = dict(zip(("sample", "timestep", "encoder_hidden_states"), args, strict=False)) | kwargs
+        inputs = signature(type(self.network).forward).bind(self.network, *args, **kwargs).arguments
+        del inputs["self"]
         as_dict = inputs.pop("return_dict", True)
-        batch_size = len(inputs["sample"])
-        customized = self._plan(batch_size, inputs["sample"].device)
-        if customized is None:
+        plan = self._plan(len(inputs["sample"]), inputs["encoder_hidden_states"])
+        if plan is None:
             return original(**inputs, return_dict=as_dict)
-        prediction = self._foundation_pass(original, inputs, customized)
-        changed = self._customized_pass(original, inputs, customized)
+        # taken first, because the network empties some of the lists it is given
+        rows = {name: _take_rows(value, plan.at, len(inputs["sample"])) for name, value in inputs.items()}
+        prediction = self._foundation_pass(original, inputs, plan)
+        changed = self._customized_pass(original, rows, plan)
         if prediction is not None:
-            changed = prediction.index_copy(0, customized.at, changed)
+            changed = prediction.index_copy(0, plan.at, changed)
         return UNet2DConditionOutput(sample=changed) if as_dict else (changed,)
 
-    def _plan(self, batch_size: int, device: torch.device) -> _Customized | None:
+    def _plan(self, batch_size: int, text_states: Tensor) -> _Plan | None:
         """Which rows of a batch are customized; under guidance the unconditional rows come first."""
         share, rest = divmod(batch_size, max(1, len(self.rows)))
         if rest or share not in (1, 2):
@@ -92,7 +98,6 @@ class TwinStreams:
                 f"The pipeline calls its network with {batch_size} rows for {len(self.rows)} prompts; pipelines with "
                 "one row a prompt, or two for classifier-free guidance, can be customized."
             )
-        first = batch_size - len(self.rows)
         named = [row for row, tokens in enumerate(self.rows) if tokens]
         if not named:
             return None
@@ -100,30 +105,29 @@ class TwinStreams:
             borrows = torch.tensor([all(self.residuals[name].borrows for name in self.rows[row]) for row in named])
         else:
             borrows = self.borrows[named]
-        at = torch.tensor(named, device=device) + first
-        return _Customized(at, [self.rows[row] for row in named], borrows.to(device))
+        here = {concept: torch.zeros(len(named), text_states.shape[1]) for concept in self.residuals}
+        for k, row in enumerate(named):
+            for concept, tokens in self.rows[row].items():
+                here[concept][k, list(tokens)] = 1
+        device = text_states.device
+        at = torch.tensor(named) + batch_size - len(self.rows)
+        return _Plan(at.to(device), borrows.to(device), {concept: where.to(device) for concept, where in here.items()})
 
-    def _foundation_pass(
-        self, original: Callable[..., Any], inputs: Mapping[str, Any], customized: _Customized
-    ) -> Tensor | None:
+    def _foundation_pass(self, original: Callable[..., Any], inputs: Mapping[str, Any], plan: _Plan) -> Tensor | None:
         """The untouched network on the whole batch, without gradient; skipped where nothing of it is needed."""
-        if len(customized.tokens) == len(inputs["sample"]) and not customized.borrows.any():
+        if len(plan.at) == len(inputs["sample"]) and not plan.borrows.any():
             return None
-        self._recording = customized
+        self._recording = plan
         try:
             with torch.no_grad():
                 return original(**inputs, return_dict=False)[0]
         finally:
             self._recording = None
 
-    def _customized_pass(
-        self, original: Callable[..., Any], inputs: Mapping[str, Any], customized: _Customized
-    ) -> Tensor:
+    def _customized_pass(self, original: Callable[..., Any], rows: Mapping[str, Any], plan: _Plan) -> Tensor:
         """The rows that name a concept, with their twins' queries and the residuals on their values."""
-        batch_size = len(inputs["sample"])
-        self._replaying = customized
+        self._replaying = plan
         try:
-            rows = {name: _take_rows(value, customized.at, batch_size) for name, value in inputs.items()}
             return original(**rows, return_dict=False)[0]
         finally:
             self._replaying = None
@@ -143,17 +147,9 @@ class TwinStreams:
             return values
         for concept, residual in self.residuals.items():
             if path in residual.vectors:
-                here = _indicator([tokens.get(concept, ()) for tokens in self._replaying.tokens], values)
-                values = values + (here[..., None] * residual.vectors[path]).to(values.dtype)
+                added = self._replaying.here[concept][..., None] * residual.vectors[path].to(values.device)
+                values = values + added.to(values.dtype)
         return values
-
-
-def _indicator(positions: Sequence[Sequence[int]], values: Tensor) -> Tensor:
-    """1 at the given tokens of each row, 0 elsewhere: [K, T], fp32."""
-    here = torch.zeros(values.shape[:2])
-    for row, tokens in enumerate(positions):
-        here[row, list(tokens)] = 1
-    return here.to(values.device)
 
 
 def _take_rows(value: Any, at: Tensor, batch_size: int) -> Any:

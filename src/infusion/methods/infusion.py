@@ -70,9 +70,14 @@ class Infusion(Method):
             )
         return chosen
 
-    def empty_adapter(self, tensors: Mapping[str, Tensor], concept_name: str, class_noun: str) -> "InfusionAdapter":
-        widths = {name.removesuffix(_SUFFIX): len(tensor) for name, tensor in tensors.items()}
-        return InfusionAdapter(self, concept_name, class_noun, widths)
+    def restored(
+        self, base: Base, tensors: Mapping[str, Tensor], concept_name: str, class_noun: str
+    ) -> "InfusionAdapter":
+        widths = {name.removesuffix(_SUFFIX): tensor.numel() for name, tensor in tensors.items()}
+        _check_layers(widths, base, concept_name)
+        adapter = InfusionAdapter(self, concept_name, class_noun, widths)
+        adapter.load_state_dict(tensors)
+        return adapter.to(base.device).eval()
 
 
 class InfusionAdapter(Adapter):
@@ -99,16 +104,20 @@ class InfusionAdapter(Adapter):
         return torch.rand(batch_size, generator=generator) < self.method.mixing_probability
 
     def check_fits(self, base: Base) -> None:
-        widths = value_widths(base.unet)
-        for path, residual in self.residuals().items():
-            if widths.get(path) != len(residual):
-                raise UserError(
-                    f'The adapter of "{self.concept_name}" edits {path} with width {len(residual)}, but the base '
-                    f'"{base.id}" has {widths.get(path, "no such layer")} there: it is for another architecture.'
-                )
+        _check_layers({path: len(residual) for path, residual in self.residuals().items()}, base, self.concept_name)
 
     def edit(self) -> ValueResiduals:
         return ValueResiduals(self.concept_name, self.residuals(), borrows=self.method.streams != "single")
+
+
+def _check_layers(widths: Mapping[str, int], base: Base, concept_name: str) -> None:
+    there = value_widths(base.unet)
+    for path, width in widths.items():
+        if there.get(path) != width:
+            raise UserError(
+                f'The adapter of "{concept_name}" edits {path} with width {width}, but the base "{base.id}" has '
+                f"{there.get(path, 'no such layer')} there: it is for another architecture."
+            )
 
 
 def _register(module: nn.Module, path: str, parameter: nn.Parameter) -> None:

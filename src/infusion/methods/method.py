@@ -1,6 +1,7 @@
 """Method: frozen settings that make adapters. Adapter: a module that owns tensors, and how they edit a base."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -51,7 +52,7 @@ class Method(ABC):
     name: ClassVar[str]
     paper: ClassVar[str]
 
-    learning_rate: float = setting(0.01, help="AdamW's learning rate.", minimum=0)
+    learning_rate: float = setting(0.01, help="AdamW's learning rate.", above=0)
     max_train_steps: int = setting(500, help="Optimiser steps.", minimum=1)
 
     def __post_init__(self) -> None:
@@ -66,5 +67,5 @@ class Method(ABC):
         """How many numbers an adapter for this network learns: the method's closed form."""
 
     @abstractmethod
-    def empty_adapter(self, tensors: dict[str, Tensor], concept_name: str, class_noun: str) -> Adapter:
-        """An adapter of the shapes of saved tensors, to be filled with them."""
+    def restored(self, base: Base, tensors: Mapping[str, Tensor], concept_name: str, class_noun: str) -> Adapter:
+        """An adapter with the tensors of a file, ready for use; UserError if the base lacks what they edit."""
