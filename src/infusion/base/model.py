@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from string import hexdigits
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
@@ -15,16 +15,27 @@ from torch import Tensor
 
 from infusion.base.cross_attention import cross_attentions
 from infusion.base.denoiser import Conditioning, Denoiser
-from infusion.base.streams import TwinStreams
+from infusion.base.streams import TwinStreams, ValueResiduals
 from infusion.errors import UserError
 from infusion.prompts import parse_prompt, tokenize
-
-if TYPE_CHECKING:
-    from infusion.methods.method import Adapter
 
 TOYBOX = "toybox"
 TOYBOX_DIR = Path(__file__).parents[1] / "toybox" / "foundation"
 _FINGERPRINT_WEIGHTS = 64
+
+
+class Customization(Protocol):
+    """What can be laid on a base: all that the base needs to know of an adapter."""
+
+    concept_name: str
+
+    def check_fits(self, base: "Base") -> None:
+        """Raise UserError if the base lacks what is to be edited."""
+        ...
+
+    def edit(self) -> ValueResiduals:
+        """The change of the base."""
+        ...
 
 
 @dataclass
@@ -121,7 +132,7 @@ class Base:
         return self.unet(*inputs, encoder_hidden_states=conditioning.text_states, return_dict=False)[0]
 
     @contextmanager
-    def customized(self, *adapters: "Adapter", borrows: Tensor | None = None) -> Iterator[Denoiser]:
+    def customized(self, *adapters: Customization, borrows: Tensor | None = None) -> Iterator[Denoiser]:
         """The base with adapters, as a denoiser; leaving the block leaves no trace in the base.
 
         Args:
@@ -159,7 +170,7 @@ class _Customized:
 
 
 @contextmanager
-def attached(base: Base, adapters: Sequence["Adapter"], borrows: Tensor | None = None) -> Iterator[TwinStreams]:
+def attached(base: Base, adapters: Sequence[Customization], borrows: Tensor | None = None) -> Iterator[TwinStreams]:
     """The adapters' edits, on the live network for the length of the block.
 
     Raises:
