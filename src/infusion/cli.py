@@ -318,7 +318,7 @@ def demo(
     output_dir: Annotated[
         Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Where the page and all files go.")
     ] = Path("demo"),
-    seed: Annotated[int, typer.Option(min=0, max=MAX_DEMO_SEED, help="Which toy is learnt.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_DEMO_SEED, help="Which toy is learnt.")] = 1,
 ) -> None:
     """Teach the embedded model a toy it has never seen, and write a page that shows it."""
     from infusion.concept import slug
