@@ -282,8 +282,8 @@ def test_generate_writes_a_picture_for_every_prompt_and_seed(run: Run, taught: P
     assert "guidance_scale" in settings
 
 
-def test_one_picture_needs_no_grid_and_like_prompts_get_names_of_their_own(run: Run, taught: Path) -> None:
-    few = ["--concept", taught, "--num-inference-steps", "1", "--device", "cpu"]
+def test_one_picture_needs_no_grid_and_like_prompts_get_names_of_their_own(run: Run, base_dir: Path) -> None:
+    few = ["--base", base_dir, "--num-inference-steps", "1", "--device", "cpu"]
     assert run("generate", "猫", *few, "-o", "one")[0] == 0
     assert [path.name for path in Path("one").iterdir()] == ["picture-0.png"]
     assert run("generate", "a cat", "a cat!", *few, "-o", "two")[0] == 0
@@ -308,6 +308,8 @@ def test_generate_refuses_all_mistakes_at_once(run: Run, taught: Path) -> None:
         assert code == 1 and file in error and "Traceback" not in error
     code, _, error = run("generate", "a <my-cat>", "--concept", taught, "--concept", taught)
     assert code == 1 and "second concept called <my-cat>" in error
+    code, _, error = run("generate", "a cat", "--concept", taught)
+    assert code == 1 and "No prompt names <my-cat>" in error
     code, _, error = run("generate", "a cat", "-o", taught)
     assert code == 1 and "Cannot write" in error
 

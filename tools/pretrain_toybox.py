@@ -659,8 +659,8 @@ nothing else. Made by `tools/pretrain_toybox.py`, which can also train it furthe
 
 **Data.** {denoiser["pictures"]} rendered scenes (seeds from 0 on; those from {HELD_OUT} on are
 held out), each also mirrored; captions drawn anew from the scene at every presentation. In the loss, what
-shows toys counts {TOY_WEIGHT:.0f} times as much as what is behind them. The last stretch of the training saw scenes of at most
-{denoiser["max_toys"]} toy(s).
+shows toys counts {TOY_WEIGHT:.0f} times as much as what is behind them. The last stretch of the training saw
+scenes of at most {denoiser["max_toys"]} toy(s).
 
 | | autoencoder | UNet and text encoder |
 |---|---|---|

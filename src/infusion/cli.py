@@ -267,6 +267,10 @@ def generate(
         for prompt in prompts:
             with _noting(mistakes):
                 parse_prompt(prompt, class_nouns)
+    unnamed = [name for name in class_nouns if not any(f"<{name}>" in prompt for prompt in prompts)]
+    if unnamed and not mistakes:
+        name, noun = unnamed[0], class_nouns[unnamed[0]]
+        mistakes.append(f'No prompt names <{name}>. Write "a <{name}>"; a plain "{noun}" stays the base model\'s.')
     if mistakes:
         raise all_at_once(mistakes, "this command")
 
