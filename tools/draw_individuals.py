@@ -3,7 +3,7 @@
     python tools/draw_individuals.py
 
 The individuals are the first concept seeds that have six different classes: nothing is chosen by its looks. Writes
-individuals.png (all six) and hero.png (the first one), and prints what it took.
+individuals.png (all of them) and hero.png (the second one, which `make demo` teaches), and prints what it took.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     columns = ["training", *(place.removeprefix("in front of ") for place in PLACES)]
     contact_sheet(rows, labels, columns, SCALE).save(args.out / "individuals.png")
-    contact_sheet(rows[:2], ["base", "taught"], columns, SCALE).save(args.out / "hero.png")
+    contact_sheet(rows[2:4], ["base", "taught"], columns, SCALE).save(args.out / "hero.png")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ UNTOUCHED = (
 
 NOTES = (
     "Attention maps stay the base model's, so silhouette, pose and layout stay the base model's too. What is learnt is "
-    "one vector a layer: it carries colours and the kind of a surface, and not where on the body each mark sits.",
+    "one vector a layer: it carries main colours, and neither patterns nor where on the body each mark sits.",
     "Prompts without the concept are the base model's by construction, so a difference of 0 is a test of the "
     "implementation and no measurement of quality.",
 )
