@@ -11,6 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from infusion.base import Base, load_base
 from infusion.concept import Concept
+from infusion.methods import Adapter, Infusion
 
 torch.set_num_threads(1)
 
@@ -119,3 +120,13 @@ def concept() -> Concept:
         sources=("1.png", "2.png", "3.png"),
         mask_sources=("given",) * 3,
     )
+
+
+@pytest.fixture
+def adapter(base: Base, concept: Concept) -> Adapter:
+    """An adapter of random residuals: it changes every prediction it is asked to."""
+    adapter = Infusion().adapter(base, concept)
+    torch.manual_seed(1)
+    for parameter in adapter.parameters():
+        parameter.data.normal_(std=0.5)
+    return adapter.eval()

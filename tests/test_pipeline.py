@@ -18,15 +18,6 @@ from infusion.methods import Infusion
 from infusion.pipeline import customize, generate, sample_prompts
 
 
-@pytest.fixture
-def adapter(base, concept):
-    adapter = Infusion().adapter(base, concept)
-    torch.manual_seed(1)
-    for parameter in adapter.parameters():
-        parameter.data.normal_(std=0.5)
-    return adapter.eval()
-
-
 def generators(*seeds):
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
