@@ -7,10 +7,11 @@ Stages, in order; each keeps its results in the work folder and goes on where it
     tokenizer   learn byte-pair merges of captions  -> tokenizer/
     denoiser    train UNet and text encoder jointly -> denoiser-64.pt
     export      write the averaged model in float16 -> a folder for StableDiffusionPipeline.from_pretrained
+    all         the stages above, one after the other
     look        draw a sheet of samples of an exported model
-    adopt       start a work folder from an exported model, to train it further
 
-The same script trains on CPU and GPU. Run `python tools/pretrain_toybox.py STAGE --help` for the options.
+The same script trains on CPU and GPU. Run `python tools/pretrain_toybox.py STAGE --help` for the options. With
+`--start-from MODEL` a stage takes over every weight of an exported model that still fits.
 """
 
 import argparse
@@ -18,44 +19,49 @@ import copy
 import hashlib
 import json
 import math
-import platform
 import random
 import shutil
-import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
+from resumable import Interruption, Timer, load_state, machine, save_folder, save_state
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import pre_tokenizers, trainers
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from infusion.base.cross_attention import AttentionRecorder
 from infusion.files import whole_file
-from infusion.toybox.captions import PLACES, caption
+from infusion.model_card import model_card
+from infusion.toybox.captions import PLACES, caption, mentions
 from infusion.toybox.render import render
-from infusion.toybox.scene import CLASSES, COLORS, Scene, sample_scene
+from infusion.toybox.scene import CLASSES, COLORS, HELD_OUT_SCENES, TRAINING_SCENES, Scene, sample_scene
 
 SHARD = 1000  # pictures in one file; picture i of shard s has scene seed s * SHARD + i
-HELD_OUT = 900_000  # first scene seed that training never sees
 NUM_HELD_OUT = 256
 NUM_CAPTIONS = 20_000  # captions the tokenizer learns its merges from
 VOCABULARY = 1000
 MAX_TOKENS = 32
 TEXT_WIDTH = 160
+LATENT_CHANNELS = 8  # with four, as in Stable Diffusion 1, small pictures lose eyes and stripes
 SCALING_FACTOR = 0.18215  # Stable Diffusion's own, so that nothing can rely on it being 1
 UNET_WIDTHS = {64: (64, 128, 192), 128: (128, 256, 384)}  # by picture side in pixels
 BATCH_SIZE = {"cpu": 16, "cuda": 256}
+VAE_LEARNING_RATE = 2e-3
+VAE_BATCH_SIZE = {"cpu": 16, "cuda": 64}
 CAPTION_DROPOUT = 0.1
 EMA_DECAY = 0.999
 TOY_WEIGHT = 4.0
+ATTENTION_WEIGHT = 0.05
 WARM_UP_STEPS = 300
 SECONDS_BETWEEN = {"log": 20, "checkpoint": 180, "held out": 300}
 
@@ -73,95 +79,72 @@ def shards(args: argparse.Namespace) -> list[Path]:
     return found
 
 
+@cache
+def world() -> str:
+    """Tells one version of the world from another, so that pictures and captions are of the same."""
+    return hashlib.sha256(repr([sample_scene(seed) for seed in range(50)]).encode()).hexdigest()
+
+
+def read_shard(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, "pt") as file:
+        if (file.metadata() or {}).get("world") != world():
+            raise SystemExit(f"error: {path} was drawn from another version of the world. Choose another --workdir.")
+        return {name: file.get_tensor(name) for name in ("images", "masks")}
+
+
 def render_shard(path: Path, first_seed: int, count: int, size_px: int, device: str) -> None:
-    """Writes uint8 pictures [count, 3, S, S] of consecutive scene seeds."""
+    """Writes uint8 pictures [count, 3, S, S] of consecutive scene seeds, and each toy's share of every latent."""
     batch = 16 if device == "cpu" else 250
     if device == "cpu":
         torch.set_num_threads(1)
     seeds = range(first_seed, first_seed + count)
     batches = [seeds[i : i + batch] for i in range(0, count, batch)]
-    images = [render([sample_scene(s) for s in some], size_px, device).images for some in batches]
-    pictures = torch.cat([(image * 255).round().to(torch.uint8).cpu() for image in images])
+    drawn = [render([sample_scene(seed) for seed in some], size_px, device) for some in batches]
+    images = torch.cat([(one.images * 255).round().to(torch.uint8).cpu() for one in drawn])
+    masks = torch.cat([(F.avg_pool2d(one.masks, 4) * 255).round().to(torch.uint8).cpu() for one in drawn])
     with whole_file(path) as file:
-        save_file({"images": pictures}, file)
+        save_file({"images": images, "masks": masks}, file, {"world": world()})
 
 
 def data(args: argparse.Namespace) -> None:
+    if args.count > len(TRAINING_SCENES):
+        raise SystemExit(f"error: --count {args.count}: scenes from {len(TRAINING_SCENES)} on are not for training.")
     folder = picture_folder(args)
     numbers = range(math.ceil(args.count / SHARD))
-    jobs = [(folder / "held_out.safetensors", HELD_OUT, NUM_HELD_OUT)]
+    jobs = [(folder / "held_out.safetensors", HELD_OUT_SCENES.start, NUM_HELD_OUT)]
     jobs += [(folder / f"{number:05d}.safetensors", number * SHARD, SHARD) for number in numbers]
     jobs = [job for job in jobs if not job[0].exists()]
     started = time.time()
-    with ProcessPoolExecutor(args.workers) as workers:
-        pending = [workers.submit(render_shard, *job, args.size_px, args.device) for job in jobs]
-        for done, job in enumerate(pending, start=1):
-            job.result()
-            left = (time.time() - started) / done * (len(jobs) - done)
-            print(f"shard {done}/{len(jobs)}, {left / 60:.1f} min left", flush=True)
+
+    def told(done: int) -> None:
+        left = (time.time() - started) / done * (len(jobs) - done)
+        print(f"shard {done}/{len(jobs)}, {left / 60:.1f} min left", flush=True)
+
+    if args.device == "cpu" or args.workers > 1:
+        with ProcessPoolExecutor(args.workers) as workers:
+            pending = [workers.submit(render_shard, *job, args.size_px, "cpu") for job in jobs]
+            for done, one in enumerate(pending, start=1):
+                one.result()
+                told(done)
+    else:  # a GPU belongs to this process
+        for done, job in enumerate(jobs, start=1):
+            render_shard(*job, args.size_px, args.device)
+            told(done)
 
 
 # ------------------------------------------------------------------------------------------ what stages share
-
-
-class Interruption:
-    """Notes Ctrl-C and SIGTERM, so that a loop can save its state before it ends."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._note)
-
-    def _note(self, *_: Any) -> None:
-        self.asked = True
-
-
-class Timer:
-    """Rings every so many seconds."""
-
-    def __init__(self, what: str) -> None:
-        self.every = SECONDS_BETWEEN[what]
-        self.last = time.time()
-
-    def rings(self) -> float:
-        """The seconds since it last rang, or 0 if it is not yet time."""
-        passed = time.time() - self.last
-        if passed < self.every:
-            return 0.0
-        self.last = time.time()
-        return passed
-
-
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    with whole_file(path) as file:
-        torch.save(state, file)
-
-
-def load_state(path: Path) -> dict[str, Any] | None:
-    return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
-
-
-def save_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """The folder is the old one until the new one is complete."""
-    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    new.mkdir(parents=True)
-    write(new)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "record.json").read_text())
 
 
-def machine(device: str) -> str:
-    """For the model card."""
-    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    return f"{name}; torch {torch.__version__}; Python {platform.python_version()}"
+def take_over(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Loads the weights that still fit; the others stay as they are."""
+    own = module.state_dict()
+    fitting = {name: weight for name, weight in weights.items() if name in own and own[name].shape == weight.shape}
+    module.load_state_dict(fitting, strict=False)
+    print(f"{len(fitting)} of {len(own)} tensors taken over", flush=True)
 
 
 # ----------------------------------------------------------------------------------------------------- vae
@@ -174,7 +157,7 @@ def vae_folder(args: argparse.Namespace) -> Path:
 def new_vae(size_px: int) -> AutoencoderKL:
     return AutoencoderKL(
         sample_size=size_px,
-        latent_channels=4,
+        latent_channels=LATENT_CHANNELS,
         block_out_channels=(24, 48, 64),
         layers_per_block=1,
         norm_num_groups=8,
@@ -190,9 +173,9 @@ def to_signed(pictures: Tensor, device: str) -> Tensor:
     return (pictures.to(device).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
-def autoencoder_loss(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+def autoencoder_loss(vae: AutoencoderKL, pictures: Tensor, generator: torch.Generator) -> Tensor:
     latents = vae.encode(pictures).latent_dist
-    error = vae.decode(latents.sample()).sample - pictures
+    error = vae.decode(latents.sample(generator)).sample - pictures
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     divergence = 0.5 * (latents.mean**2 + latents.var - 1 - latents.logvar).mean()
     return error.abs().mean() + 4 * error.square().mean() + 0.5 * edges + 1e-5 * divergence
@@ -212,84 +195,76 @@ def psnr(vae: AutoencoderKL, pictures: Tensor) -> float:
 @torch.no_grad()
 def standardise_latents(vae: AutoencoderKL, pictures: Tensor) -> None:
     """Folds into the 1x1 convolutions around the latents that each scaled channel has mean 0, variance 1."""
-    means = [vae.encode(to_signed(some, vae.device.type)).latent_dist.mean for some in pictures.split(32)]
-    latents = torch.cat(means)
+    encoded = [vae.encode(to_signed(some, vae.device.type)).latent_dist.mean for some in pictures.split(32)]
+    latents = torch.cat(encoded)
     shift = latents.mean(dim=(0, 2, 3))
     gain = 1 / (SCALING_FACTOR * latents.std(dim=(0, 2, 3)))
     into, out_of = vae.quant_conv, vae.post_quant_conv
-    into.weight[:4] *= gain[:, None, None, None]
-    into.bias[:4] = (into.bias[:4] - shift) * gain
-    into.bias[4:] += 2 * gain.log()
+    means, log_variances = slice(None, LATENT_CHANNELS), slice(LATENT_CHANNELS, None)
+    into.weight[means] *= gain[:, None, None, None]
+    into.bias[means] = (into.bias[means] - shift) * gain
+    into.bias[log_variances] += 2 * gain.log()
     out_of.bias += out_of.weight[:, :, 0, 0] @ shift
     out_of.weight /= gain[None, :, None, None]
 
 
 def train_vae(args: argparse.Namespace) -> None:
-    """First on crops of 32 pixels, for many cheap steps; in the last fifth of the time on whole pictures.
-
-    With `--decoder-only` the decoder of a finished autoencoder is trained further: its latents, and so the
-    training of the denoiser, stay as they are.
-    """
-    held_out = load_file(picture_folder(args) / "held_out.safetensors")["images"]
-    vae = AutoencoderKL.from_pretrained(vae_folder(args)) if args.decoder_only else new_vae(args.size_px)
-    vae.to(args.device, memory_format=torch.channels_last)
-    if args.decoder_only:
-        vae.encoder.requires_grad_(False)
-        vae.quant_conv.requires_grad_(False)
-    trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, weight_decay=1e-4, fused=True)
-    checkpoint = args.workdir / f"{'decoder' if args.decoder_only else 'vae'}-{args.size_px}.pt"
+    """First on crops of 32 pixels, for many cheap steps; in the last fifth of the time on whole pictures."""
+    if vae_folder(args).exists() and read_record(vae_folder(args))["seconds"] >= 60 * args.minutes:
+        return
+    held_out = read_shard(picture_folder(args) / "held_out.safetensors")["images"]
+    vae = new_vae(args.size_px).to(args.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=VAE_LEARNING_RATE, weight_decay=1e-4, fused=True)
+    checkpoint = args.workdir / f"vae-{args.size_px}.pt"
     record: dict[str, Any] = {"steps": 0, "seconds": 0.0, "pictures": 0, "machine": machine(args.device)}
     record["parameters"] = sum(parameter.numel() for parameter in vae.parameters())
     if state := load_state(checkpoint):
         vae.load_state_dict(state["vae"])
         optimizer.load_state_dict(state["optimizer"])
         record |= state["record"]
+    elif args.start_from:
+        take_over(vae, AutoencoderKL.from_pretrained(args.start_from, subfolder="vae").float().state_dict())
+        record["started_from"] = read_record(args.start_from)["vae"]
 
     def save() -> None:
         states = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict()}
         save_state(checkpoint, {**states, "record": record})
 
-    interruption, log, keep = Interruption(), Timer("log"), Timer("checkpoint")
-    pictures, losses = torch.empty(0), []
-    while record["seconds"] < 60 * args.minutes and not interruption.asked:
-        started = time.time()
-        if record["steps"] % 500 == 0 or not len(pictures):
-            pictures = torch.cat([load_file(shard)["images"] for shard in shards(args)])
-            record["pictures"] = len(pictures)
-        progress = record["seconds"] / (60 * args.minutes)
-        for group in optimizer.param_groups:
-            warm_up = min(1, (record["steps"] + 1) / 100)
-            group["lr"] = args.learning_rate * warm_up * (0.5 + 0.5 * math.cos(math.pi * progress))
-        generator = torch.Generator().manual_seed(record["steps"])
-        side = 32 if progress < 0.8 else args.size_px
-        top, left = torch.randint(args.size_px - side + 1, (2,), generator=generator).tolist()
-        chosen = pictures[torch.randint(len(pictures), (16,), generator=generator)]
-        batch = to_signed(chosen[:, :, top : top + side, left : left + side], args.device)
-        with torch.autocast(args.device, torch.bfloat16, enabled=args.device == "cuda"):
-            loss = autoencoder_loss(vae, batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-        record["steps"] += 1
-        record["seconds"] += time.time() - started
-        if log.rings():
-            left_min = args.minutes - record["seconds"] / 60
-            found = f"loss {sum(losses) / len(losses):.4f}, PSNR {psnr(vae, held_out[:64]):.2f} dB"
-            print(f"step {record['steps']}, {side} px, {found}, {left_min:.1f} min left", flush=True)
-            losses.clear()
-        if keep.rings():
-            save()
+    pictures = torch.cat([read_shard(shard)["images"] for shard in shards(args)])
+    record["pictures"] = len(pictures)
+    log, keep, losses = Timer(SECONDS_BETWEEN["log"]), Timer(SECONDS_BETWEEN["checkpoint"]), []
+    with Interruption() as interruption:
+        while record["seconds"] < 60 * args.minutes and not interruption.asked:
+            started = time.time()
+            progress = record["seconds"] / (60 * args.minutes)
+            for group in optimizer.param_groups:
+                warm_up = min(1, (record["steps"] + 1) / 100)
+                group["lr"] = VAE_LEARNING_RATE * warm_up * (0.5 + 0.5 * math.cos(math.pi * progress))
+            generator = torch.Generator().manual_seed(record["steps"])
+            side = 32 if progress < 0.8 else args.size_px
+            top, left = torch.randint(args.size_px - side + 1, (2,), generator=generator).tolist()
+            chosen = pictures[torch.randint(len(pictures), (VAE_BATCH_SIZE[args.device],), generator=generator)]
+            batch = to_signed(chosen[:, :, top : top + side, left : left + side], args.device)
+            with torch.autocast(args.device, torch.bfloat16, enabled=args.device == "cuda"):
+                loss = autoencoder_loss(vae, batch, generator)
+            loss.backward()
+            nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+            record["steps"] += 1
+            record["seconds"] += time.time() - started
+            if log.rings():
+                left_min = args.minutes - record["seconds"] / 60
+                found = f"loss {sum(losses) / len(losses):.4f}, PSNR {psnr(vae, held_out[:64]):.2f} dB"
+                print(f"step {record['steps']}, {side} px, {found}, {left_min:.1f} min left", flush=True)
+                losses.clear()
+            if keep.rings():
+                save()
     save()
     if interruption.asked:
         raise SystemExit(f"stopped; the same command goes on from {checkpoint}")
-    if args.decoder_only:
-        before = read_record(vae_folder(args))
-        record |= {name: before[name] + record[name] for name in ("steps", "seconds")}
-    else:
-        standardise_latents(vae, pictures[:1000])
+    standardise_latents(vae, pictures[:SHARD])
     record["psnr_db"] = round(psnr(vae, held_out), 2)
     print(f"held-out PSNR {record['psnr_db']} dB after {record['steps']} steps", flush=True)
 
@@ -298,8 +273,6 @@ def train_vae(args: argparse.Namespace) -> None:
         (folder / "record.json").write_text(json.dumps(record, indent=1))
 
     save_folder(vae_folder(args), write)
-    if args.decoder_only:
-        checkpoint.unlink()  # it is in the folder now; a further call trains it further still
 
 
 # ----------------------------------------------------------------------------------------------- tokenizer
@@ -307,6 +280,8 @@ def train_vae(args: argparse.Namespace) -> None:
 
 def train_tokenizer(args: argparse.Namespace) -> None:
     """Byte-pair merges over CLIP's own word splitting. Every byte is a token, so every prompt encodes."""
+    if (args.workdir / "tokenizer").exists():
+        return
     captions = [caption(sample_scene(seed), random.Random(seed)) for seed in range(NUM_CAPTIONS)]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = ["<|startoftext|>", "<|endoftext|>"]
@@ -358,8 +333,8 @@ def new_denoiser(size_px: int, tokenizer: CLIPTokenizer) -> nn.ModuleDict:
     coarsest = "" if size_px == 64 else "CrossAttn"  # 4x4 latents are too few for attention to pay
     unet = UNet2DConditionModel(
         sample_size=size_px // 4,
-        in_channels=4,
-        out_channels=4,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
         block_out_channels=UNET_WIDTHS[size_px],
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", f"{coarsest}DownBlock2D"),
@@ -398,7 +373,7 @@ def encoder_fingerprint(vae: AutoencoderKL) -> str:
 
 @torch.no_grad()
 def encode_shards(args: argparse.Namespace, paths: list[Path]) -> Tensor:
-    """Scaled latents [pictures, 2, 4, S/4, S/4], half precision: as drawn, mirrored. Encodes once."""
+    """Scaled latents [pictures, 2, C, S/4, S/4], half precision: as drawn, mirrored. Encodes once."""
     vae = AutoencoderKL.from_pretrained(vae_folder(args))
     mark = encoder_fingerprint(vae)
     vae.to(args.device, memory_format=torch.channels_last)
@@ -411,7 +386,7 @@ def encode_shards(args: argparse.Namespace, paths: list[Path]) -> Tensor:
                     found.append(file.get_tensor("latents"))
                     continue
         halves = []
-        for some in load_file(path)["images"].split(50):
+        for some in read_shard(path)["images"].split(50):
             both = to_signed(torch.cat([some, some.flip(-1)]), args.device)
             latents = vae.encode(both).latent_dist.mean * vae.config.scaling_factor
             halves.append(torch.stack(latents.chunk(2), dim=1).half().cpu().contiguous())
@@ -427,21 +402,9 @@ def scene_of(seed: int) -> Scene:
     return sample_scene(seed)
 
 
-def toy_masks(args: argparse.Namespace, paths: list[Path]) -> Tensor:
-    """Share of every latent that toys cover, [pictures, 2, 1, S/4, S/4], half precision: as drawn, mirrored."""
-    found = []
-    for path in paths:
-        kept = args.workdir / f"masks-{args.size_px}" / path.name
-        if not kept.exists():
-            seeds = [int(path.stem) * SHARD + i for i in range(SHARD)]
-            drawn = [
-                render([scene_of(seed) for seed in seeds[i : i + 50]], args.size_px // 4) for i in range(0, SHARD, 50)
-            ]
-            cover = torch.cat([batch.masks.sum(1, keepdim=True) for batch in drawn])
-            with whole_file(kept) as file:
-                save_file({"masks": torch.stack([cover, cover.flip(-1)], dim=1).half()}, file)
-        found.append(load_file(kept)["masks"])
-    return torch.cat(found)
+def toy_masks(paths: list[Path]) -> Tensor:
+    """Share of every latent that each toy covers, uint8 [pictures, toys, S/4, S/4], as drawn."""
+    return torch.cat([read_shard(path)["masks"] for path in paths])
 
 
 def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
@@ -451,25 +414,69 @@ def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     ).input_ids
 
 
-def denoising_loss(
-    model: nn.ModuleDict,
-    scheduler: DDIMScheduler,
-    latents: Tensor,
-    noise: Tensor,
-    timesteps: Tensor,
-    ids: Tensor,
-    masks: Tensor | None = None,
+class NamedToys(NamedTuple):
+    """The K caption tokens of a batch that speak of a toy: its noun, colour or pattern."""
+
+    row: Tensor  # [K] picture in the batch
+    token: Tensor  # [K] position in the prompt
+    mask: Tensor  # [K, S/4, S/4] where the toy is
+
+
+class Batch(NamedTuple):
+    latents: Tensor  # [B, C, S/4, S/4]
+    noise: Tensor
+    timesteps: Tensor  # [B]
+    ids: Tensor  # [B, T]
+    masks: Tensor  # [B, 1, S/4, S/4] where any toy is
+    named: NamedToys
+
+    def to(self, device: str) -> "Batch":
+        named = NamedToys(*(part.to(device) for part in self.named))
+        return Batch(*(part.to(device) for part in self[:-1]), named)
+
+
+def velocity_error(
+    model: nn.ModuleDict, scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor, ids: Tensor
 ) -> Tensor:
-    """Error of the predicted velocity. With masks, toys count `TOY_WEIGHT` times as much as what is behind them: per
-    pixel the best prediction stays the same, but the toys are the hard part."""
+    """Squared error of the predicted velocity, [B, C, S/4, S/4]."""
     noisy = scheduler.add_noise(latents, noise, timesteps)
     target = scheduler.get_velocity(latents, noise, timesteps)
     states = model["text_encoder"](ids).last_hidden_state
-    error = (model["unet"](noisy, timesteps, states).sample.float() - target).square()
-    if masks is None:
-        return error.mean()
-    weight = 1 + (TOY_WEIGHT - 1) * masks
-    return (error * weight).mean() / weight.mean()
+    return (model["unet"](noisy, timesteps, states).sample.float() - target).square()
+
+
+def attention_loss(attention: Tensor, named: NamedToys, weight: Tensor) -> Tensor:
+    """How far a token's attention [B, N, T] falls outside the toy it speaks of: -log of the share inside.
+
+    The idea of token-level supervision is TokenCompose's (arXiv 2312.03626).
+    """
+    side = math.isqrt(attention.shape[1])
+    there = F.adaptive_avg_pool2d(named.mask[:, None], side).flatten(1)
+    maps = attention[named.row, :, named.token].float()
+    inside = (maps * there).sum(-1) / maps.sum(-1)
+    return -(weight[named.row] * (inside + 1e-3).log()).sum() / max(1, len(inside))
+
+
+class Loss:
+    """Error of the predicted velocity, and of where words of toys look.
+
+    Toys count `TOY_WEIGHT` times as much as what is behind them: per pixel the best prediction stays the same, but the
+    toys are the hard part. A word counts the less, the less of its picture is left in the noise.
+    """
+
+    def __init__(self, model: nn.ModuleDict, scheduler: DDIMScheduler):
+        self.model, self.scheduler = model, scheduler
+        self.signal = scheduler.alphas_cumprod.to(next(model.parameters()).device)
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The two losses; to be added."""
+        with AttentionRecorder(self.model["unet"]) as recorder:
+            error = velocity_error(self.model, self.scheduler, *batch[:4])
+        weight = 1 + (TOY_WEIGHT - 1) * batch.masks
+        velocity = (error * weight).mean() / weight.mean()
+        maps = [recorder.maps(path).mean(dim=1) for path in recorder.layers]
+        looking = [attention_loss(attention, batch.named, self.signal[batch.timesteps]) for attention in maps]
+        return velocity, ATTENTION_WEIGHT * torch.stack(looking).mean()
 
 
 def draw_timesteps(count: int, generator: torch.Generator) -> Tensor:
@@ -480,59 +487,84 @@ def draw_timesteps(count: int, generator: torch.Generator) -> Tensor:
     return (share * 1000).long().clamp(max=999)
 
 
+def tokens_of_toys(tokenizer: CLIPTokenizer, told: list[tuple[Scene, str, bool]]) -> list[tuple[int, int, list[int]]]:
+    """Captions of scenes, some mirrored -> (row, token, toys) of all words for toys."""
+    offsets = tokenizer([text for _, text, _ in told], return_offsets_mapping=True).offset_mapping
+    found = []
+    for row, (scene, text, mirrored) in enumerate(told):
+        for mention in mentions(scene, text, mirrored) if text else []:
+            start, end = mention.phrase
+            for token, (first, last) in enumerate(offsets[row][:MAX_TOKENS]):
+                if start <= first < last <= end:
+                    found.append((row, token, list(mention.toys)))
+    return found
+
+
 class Batches:
     """Step -> batch, always the same for the same step: a resumed run goes on as if it had not stopped."""
 
     def __init__(self, args: argparse.Namespace, tokenizer: CLIPTokenizer):
         self.paths = shards(args)
         self.latents = encode_shards(args, self.paths)
-        self.masks = toy_masks(args, self.paths)
+        self.masks = toy_masks(self.paths)
         self.seeds = [int(path.stem) * SHARD + i for path in self.paths for i in range(SHARD)]
-        few = [i for i, seed in enumerate(self.seeds) if len(scene_of(seed).toys) <= args.max_toys]
-        self.usable = torch.tensor(few)
         self.tokenizer, self.device = tokenizer, args.device
         self.batch_size = args.batch_size or BATCH_SIZE[args.device]
 
-    def batch(self, step: int) -> tuple[Tensor, ...]:
-        """latents, noise, timesteps, token ids, masks."""
+    def batch(self, step: int) -> Batch:
         rng, generator = random.Random(step), torch.Generator().manual_seed(step)
-        chosen = self.usable[torch.randint(len(self.usable), (self.batch_size,), generator=generator)]
+        chosen = torch.randint(len(self.seeds), (self.batch_size,), generator=generator)
         mirrored = torch.randint(2, (self.batch_size,), generator=generator)
+        told = []
+        for i, flipped in zip(chosen.tolist(), mirrored.bool().tolist(), strict=True):
+            scene = scene_of(self.seeds[i])
+            text = "" if rng.random() < CAPTION_DROPOUT else caption(scene, rng, flipped)
+            told.append((scene, text, flipped))
+        each = self.masks[chosen].float() / 255
+        each = torch.where(mirrored.bool()[:, None, None, None], each.flip(-1), each)
         latents = self.latents[chosen, mirrored].float()
-        captions = [
-            "" if rng.random() < CAPTION_DROPOUT else caption(scene_of(self.seeds[i]), rng, mirrored=bool(m))
-            for i, m in zip(chosen.tolist(), mirrored.tolist(), strict=True)
-        ]
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = draw_timesteps(self.batch_size, generator)
-        ids, masks = tokens(self.tokenizer, captions), self.masks[chosen, mirrored].float()
-        return tuple(x.to(self.device) for x in (latents, noise, timesteps, ids, masks))
+        return Batch(
+            latents=latents,
+            noise=noise,
+            timesteps=timesteps,
+            ids=tokens(self.tokenizer, [text for _, text, _ in told]),
+            masks=each.sum(1, keepdim=True).clamp(max=1),
+            named=self._named(told, each),
+        ).to(self.device)
+
+    def _named(self, told: list[tuple[Scene, str, bool]], each: Tensor) -> NamedToys:
+        found = tokens_of_toys(self.tokenizer, told)
+        masks = [each[row, toys].sum(0).clamp(max=1) for row, _, toys in found]
+        seen = [number for number, mask in enumerate(masks) if mask.sum() >= 1]  # at least one latent of it
+        row = torch.tensor([found[number][0] for number in seen], dtype=torch.long)
+        token = torch.tensor([found[number][1] for number in seen], dtype=torch.long)
+        return NamedToys(row, token, torch.stack([each.new_zeros(each.shape[2:]), *(masks[n] for n in seen)])[1:])
 
 
 class HeldOut:
     """The loss on pictures of held-out scenes, with fixed captions, noise and (even) timesteps."""
 
     def __init__(self, args: argparse.Namespace, tokenizer: CLIPTokenizer):
-        self.latents = encode_shards(args, [picture_folder(args) / "held_out.safetensors"])[:, 0].float()
-        captions = [caption(sample_scene(HELD_OUT + i), random.Random(i)) for i in range(len(self.latents))]
-        self.ids = tokens(tokenizer, captions)
-        generator = torch.Generator().manual_seed(0)
-        self.noise = torch.randn(self.latents.shape, generator=generator)
-        self.timesteps = torch.linspace(0, 999, len(self.latents)).long()
-        self.device = args.device
+        path = picture_folder(args) / "held_out.safetensors"
+        latents = encode_shards(args, [path])[:, 0].float()
+        captions = [caption(sample_scene(HELD_OUT_SCENES.start + i), random.Random(i)) for i in range(len(latents))]
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+        timesteps = torch.linspace(0, 999, len(latents)).long()
+        everything = [x.to(args.device) for x in (latents, noise, timesteps, tokens(tokenizer, captions))]
+        self.batches = list(zip(*(x.split(32) for x in everything), strict=True))
 
     @torch.no_grad()
     def loss(self, model: nn.ModuleDict, scheduler: DDIMScheduler) -> float:
-        everything = [x.to(self.device) for x in (self.latents, self.noise, self.timesteps, self.ids)]
-        parts = zip(*(x.split(32) for x in everything), strict=True)
-        losses = [denoising_loss(model, scheduler, *part).item() for part in parts]
-        return sum(losses) / len(losses)
+        """Mean over all pixels alike."""
+        return torch.cat([velocity_error(model, scheduler, *batch) for batch in self.batches]).mean().item()
 
 
 def learning_rate(args: argparse.Namespace, step: int, seconds: float) -> float:
     """Warm-up, constant, and a linear fall to zero in the last minutes."""
     left = max(0.0, 60 * args.minutes - seconds)
-    return args.learning_rate * min(1.0, (step + 1) / WARM_UP_STEPS, left / (60 * args.cooldown_minutes))
+    return args.learning_rate * min(1.0, (step + 1) / WARM_UP_STEPS, left / max(1.0, 60 * args.cooldown_minutes))
 
 
 def load_tokenizer(args: argparse.Namespace) -> CLIPTokenizer:
@@ -543,6 +575,21 @@ def checkpoint_path(args: argparse.Namespace) -> Path:
     return args.workdir / f"denoiser-{args.size_px}.pt"
 
 
+def start_from(folder: Path, model: nn.ModuleDict, tokenizer: CLIPTokenizer) -> None:
+    """Takes over an exported model. A token that both vocabularies have keeps its embedding."""
+    text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").float()
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").float()
+    old_ids = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer").get_vocab()
+    embeddings = model["text_encoder"].get_input_embeddings().weight
+    with torch.no_grad():
+        for text, number in tokenizer.get_vocab().items():
+            if text in old_ids:
+                embeddings[number] = text_encoder.get_input_embeddings().weight[old_ids[text]]
+    take_over(model["unet"], unet.state_dict())
+    others = {name: weight for name, weight in text_encoder.state_dict().items() if "token_embedding" not in name}
+    take_over(model["text_encoder"], others)
+
+
 def train_denoiser(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     tokenizer, scheduler = load_tokenizer(args), noise_scheduler()
@@ -550,23 +597,27 @@ def train_denoiser(args: argparse.Namespace) -> None:
     model = new_denoiser(args.size_px, tokenizer).to(args.device)
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    objective = Loss(model, scheduler)
     record: dict[str, Any] = {"steps": 0, "images": 0, "seconds": 0.0, "held_out": []}
     if state := load_state(checkpoint_path(args)):
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        if state["optimizer"]:
-            optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(state["optimizer"])
         record = state["record"]
+    elif args.start_from:
+        start_from(args.start_from, model, tokenizer)
+        average.load_state_dict(model.state_dict())
+        record["started_from"] = read_record(args.start_from)["denoiser"]
     record |= {
         "machine": machine(args.device),
-        "pictures": len(batches.usable),
-        "max_toys": args.max_toys,
+        "pictures": len(batches.seeds),
+        "attention_weight": ATTENTION_WEIGHT,
         "batch_size": batches.batch_size,
         "learning_rate": args.learning_rate,
         "cooldown_minutes": args.cooldown_minutes,
         "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in model.items()},
     }
-    print(json.dumps({name: value for name, value in record.items() if name != "held_out"}), flush=True)
+    print(json.dumps({name: record[name] for name in record if name not in ("held_out", "started_from")}), flush=True)
 
     def test_and_note() -> None:
         found = held_out.loss(average, scheduler)
@@ -578,39 +629,52 @@ def train_denoiser(args: argparse.Namespace) -> None:
         optimizer_state = optimizer.state_dict()
         save_state(checkpoint_path(args), {**weights, "optimizer": optimizer_state, "record": record})
 
-    interruption, log, keep, test = Interruption(), Timer("log"), Timer("checkpoint"), Timer("held out")
-    losses: list[float] = []
-    while record["seconds"] < 60 * args.minutes and not interruption.asked:
-        started = time.time()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(args, record["steps"], record["seconds"])
-        batch = batches.batch(record["steps"])
-        with torch.autocast(args.device, torch.bfloat16, enabled=args.device == "cuda"):
-            loss = denoising_loss(model, scheduler, *batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        step = record["steps"] = record["steps"] + 1
-        decay = min(EMA_DECAY, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-        losses.append(loss.item())
-        record["images"] += batches.batch_size
-        if test.rings():
+    log, keep, test = (
+        Timer(SECONDS_BETWEEN["log"]),
+        Timer(SECONDS_BETWEEN["checkpoint"]),
+        Timer(SECONDS_BETWEEN["held out"]),
+    )
+    losses: list[list[float]] = []
+    before = record["images"]
+    with Interruption() as interruption, ThreadPoolExecutor(1) as ahead:
+        upcoming = ahead.submit(batches.batch, record["steps"])
+        while record["seconds"] < 60 * args.minutes and not interruption.asked:
+            started = time.time()
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(args, record["steps"], record["seconds"])
+            batch = upcoming.result()
+            upcoming = ahead.submit(batches.batch, record["steps"] + 1)
+            with torch.autocast(args.device, torch.bfloat16, enabled=args.device == "cuda"):
+                velocity, looking = objective(batch)
+            (velocity + looking).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            step = record["steps"] = record["steps"] + 1
+            decay = min(EMA_DECAY, (1 + step) / (10 + step))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+            losses.append([velocity.item(), looking.item()])
+            record["images"] += batches.batch_size
+            if test.rings():
+                test_and_note()
+            record["seconds"] += time.time() - started
+            if passed := log.rings():
+                rate = len(losses) * batches.batch_size / passed
+                velocity_loss, attention = (sum(values) / len(losses) for values in zip(*losses, strict=True))
+                found = f"{record['images']} images, {rate:.1f}/s, loss {velocity_loss:.4f} + {attention:.4f}"
+                print(f"step {step}, {found}, {args.minutes - record['seconds'] / 60:.1f} min left", flush=True)
+                losses.clear()
+            if keep.rings():
+                save()
+        if record["images"] > before:
             test_and_note()
-        record["seconds"] += time.time() - started
-        if passed := log.rings():
-            rate = len(losses) * batches.batch_size / passed
-            found = f"{record['images']} images, {rate:.1f}/s, loss {sum(losses) / len(losses):.4f}"
-            print(f"step {step}, {found}, {args.minutes - record['seconds'] / 60:.1f} min left", flush=True)
-            losses.clear()
-        if keep.rings():
             save()
-    test_and_note()
-    save()
+    if interruption.asked:
+        raise SystemExit(f"stopped; the same command goes on from {checkpoint_path(args)}")
 
 
-# ------------------------------------------------------------------------------------ export, look and adopt
+# -------------------------------------------------------------------------------------------- export and look
 
 
 def export(args: argparse.Namespace) -> None:
@@ -631,7 +695,8 @@ def export(args: argparse.Namespace) -> None:
         requires_safety_checker=False,
     ).to(dtype=torch.float16)
 
-    record = {"vae": read_record(vae_folder(args)), "denoiser": state["record"]}
+    record = {"size_px": args.size_px, "latent_channels": LATENT_CHANNELS}
+    record |= {"vae": read_record(vae_folder(args)), "denoiser": state["record"]}
 
     def write(folder: Path) -> None:
         pipeline.save_pretrained(folder)
@@ -639,43 +704,11 @@ def export(args: argparse.Namespace) -> None:
         config = folder / "text_encoder" / "config.json"  # names the dtype to compute in
         config.write_text(config.read_text().replace('"float16"', '"float32"'))
         (folder / "record.json").write_text(json.dumps(record, indent=1))
-        (folder / "README.md").write_text(model_card(args.size_px, **record), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(folder), encoding="utf-8")
 
     save_folder(args.out, write)
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
     print(f"{args.out}: {size / 1e6:.1f} MB, {state['record']['images']} images seen")
-
-
-def model_card(size_px: int, vae: dict[str, Any], denoiser: dict[str, Any]) -> str:
-    """Every figure comes from the record of the training."""
-    curve = "\n".join(f"| {images} | {loss:.4f} |" for images, loss in denoiser["held_out"])
-    parameters = denoiser["parameters"]
-    return f"""# The toybox foundation model
-
-A small latent text-to-image model of the world of `infusion.toybox`, in the layout of Stable Diffusion:
-`StableDiffusionPipeline.from_pretrained(this_folder)` loads it. Pictures of {size_px} x {size_px} pixels,
-prompts of up to {MAX_TOKENS} tokens, v-prediction. It knows the toys, colours and places of that world and
-nothing else. Made by `tools/pretrain_toybox.py`, which can also train it further (stage `adopt`).
-
-**Data.** {denoiser["pictures"]} rendered scenes (seeds from 0 on; those from {HELD_OUT} on are
-held out), each also mirrored; captions drawn anew from the scene at every presentation. In the loss, what
-shows toys counts {TOY_WEIGHT:.0f} times as much as what is behind them. The last stretch of the training saw
-scenes of at most {denoiser["max_toys"]} toy(s).
-
-| | autoencoder | UNet and text encoder |
-|---|---|---|
-| parameters | {vae["parameters"]} | {parameters["unet"]} and {parameters["text_encoder"]} |
-| steps | {vae["steps"]} | {denoiser["steps"]} |
-| images seen | | {denoiser["images"]} |
-| minutes | {vae["seconds"] / 60:.0f} | {denoiser["seconds"] / 60:.0f} |
-| machine | {vae["machine"]} | {denoiser["machine"]} |
-
-Reconstruction of held-out pictures by the autoencoder: {vae["psnr_db"]} dB PSNR.
-
-| images seen | held-out denoising loss |
-|---|---|
-{curve}
-"""
 
 
 def sheet_prompts(args: argparse.Namespace) -> list[str]:
@@ -712,21 +745,10 @@ def look(args: argparse.Namespace) -> None:
         print(" | ".join(prompts[start : start + args.places]))
 
 
-def adopt(args: argparse.Namespace) -> None:
-    if checkpoint_path(args).exists():
-        raise SystemExit(f"error: {checkpoint_path(args)} exists. Choose another --workdir.")
-    pipeline = StableDiffusionPipeline.from_pretrained(args.model)
-    record = read_record(args.model)
-
-    def write_vae(folder: Path) -> None:
-        pipeline.vae.save_pretrained(folder)
-        (folder / "record.json").write_text(json.dumps(record["vae"], indent=1))
-
-    save_folder(vae_folder(args), write_vae)
-    save_folder(args.workdir / "tokenizer", pipeline.tokenizer.save_pretrained)
-    weights = nn.ModuleDict({"text_encoder": pipeline.text_encoder, "unet": pipeline.unet}).state_dict()
-    state = {"model": weights, "average": weights, "optimizer": None, "record": record["denoiser"]}
-    save_state(checkpoint_path(args), state)
+def everything(args: argparse.Namespace) -> None:
+    """One stage after the other; what is done is not done again."""
+    for run in (data, train_vae, train_tokenizer, train_denoiser, export):
+        run(argparse.Namespace(**vars(args) | {"minutes": args.vae_minutes if run is train_vae else args.minutes}))
 
 
 # -------------------------------------------------------------------------------------------- command line
@@ -747,21 +769,34 @@ def parser() -> argparse.ArgumentParser:
         one.set_defaults(run=run)
         return one
 
-    one = stage("data", data, "render pictures of training scenes, and the held-out ones")
-    one.add_argument("--count", type=int, default=40_000, help="training pictures in all")
-    one.add_argument("--workers", type=int, default=1, help="processes")
+    def rendering(one: argparse.ArgumentParser) -> None:
+        one.add_argument("--count", type=int, default=48_000, help="training pictures in all")
+        one.add_argument("--workers", type=int, default=1, help="CPU processes; 1: on the device itself")
+
+    def starting(one: argparse.ArgumentParser) -> None:
+        one.add_argument("--start-from", type=Path, metavar="MODEL", help="an exported model; what fits is taken over")
+
+    def denoising(one: argparse.ArgumentParser) -> None:
+        one.add_argument("--minutes", type=float, default=85, help="training time in all, earlier runs included")
+        one.add_argument("--cooldown-minutes", type=float, default=20, help="the learning rate falls at the end")
+        one.add_argument("--learning-rate", type=float, default=8e-4)
+        one.add_argument("--batch-size", type=int, help=f"default: {BATCH_SIZE}")
+
+    rendering(stage("data", data, "render pictures of training scenes, and the held-out ones"))
     one = stage("vae", train_vae, "train the autoencoder on the pictures there are")
-    one.add_argument("--minutes", type=float, default=12, help="training time in all, earlier runs included")
-    one.add_argument("--learning-rate", type=float, default=2e-3)
-    one.add_argument("--decoder-only", action="store_true", help="keep the latents as they are")
+    starting(one)
+    one.add_argument("--minutes", type=float, default=25, help="training time in all, earlier runs included")
     stage("tokenizer", train_tokenizer, "learn the vocabulary of the captions")
     one = stage("denoiser", train_denoiser, "train UNet and text encoder on the pictures there are")
-    one.add_argument("--minutes", type=float, default=85, help="training time in all, earlier runs included")
-    one.add_argument("--cooldown-minutes", type=float, default=20, help="the learning rate falls at the end")
-    one.add_argument("--learning-rate", type=float, default=8e-4)
-    one.add_argument("--batch-size", type=int, help=f"default: {BATCH_SIZE}")
-    one.add_argument("--max-toys", type=int, default=2, help="1: only scenes of a single toy, which are easier")
+    starting(one)
+    denoising(one)
     one = stage("export", export, "write the averaged weights of the latest checkpoint as a model folder")
+    one.add_argument("--out", type=Path, required=True)
+    one = stage("all", everything, "all of these stages; the same command goes on where it stopped")
+    rendering(one)
+    starting(one)
+    one.add_argument("--vae-minutes", type=float, default=25, help="training time of the autoencoder in all")
+    denoising(one)
     one.add_argument("--out", type=Path, required=True)
     one = stage("look", look, "draw samples of an exported model: classes down, places across")
     one.add_argument("--model", type=Path, required=True)
@@ -769,8 +804,6 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--classes", type=int, default=len(CLASSES))
     one.add_argument("--places", type=int, default=len(PLACES))
     one.add_argument("--guidance-scale", type=float, default=4.0)
-    one = stage("adopt", adopt, "start a work folder from an exported model, to train it further")
-    one.add_argument("--model", type=Path, required=True)
     return whole
 
 

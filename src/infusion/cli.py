@@ -1,4 +1,4 @@
-"""Words on a command line -> files: `infusion train`, `generate`, `show`, `demo`."""
+"""Words on a command line -> files: `infusion train`, `generate`, `show`, `demo`, `toybox`."""
 
 import dataclasses
 import json
@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from infusion.cli_toybox import toybox
 from infusion.errors import UserError, all_at_once, nearest
+from infusion.toybox.scene import FIRST_RESERVED_CONCEPT
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from infusion.training import TrainingSettings
 
 MAX_SEEDS = 10_000
-MAX_DEMO_SEED = 999_999  # individuals from here on are kept for evaluation
 PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _GRID_ROWS, _GRID_COLUMNS = 16, 8
 _PREVIEW_SEEDS = range(4)
@@ -45,6 +46,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(toybox, name="toybox")
 
 
 def main() -> None:
@@ -151,8 +153,9 @@ def train(
 ) -> None:
     """Learn one concept from a folder of pictures."""
     from infusion.files import check_writable
+    from infusion.terminal import plain_console
 
-    console = _console()
+    console = plain_console()
     mistakes: list[str] = []
     with _noting(mistakes):
         method, settings = _settings(context.params, set_ or [], config)
@@ -240,7 +243,9 @@ def generate(
     device: DeviceOption = None,
 ) -> None:
     """Draw prompts, with concepts in them, one PNG per prompt and seed."""
-    console = _console()
+    from infusion.terminal import plain_console
+
+    console = plain_console()
     files = concept or []
     mistakes: list[str] = []
     seeds: list[int] = []
@@ -322,11 +327,12 @@ def demo(
     output_dir: Annotated[
         Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Where the page and all files go.")
     ] = Path("demo"),
-    seed: Annotated[int, typer.Option(min=0, max=MAX_DEMO_SEED, help="Which toy is learnt.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=FIRST_RESERVED_CONCEPT - 1, help="Which toy is learnt.")] = 1,
 ) -> None:
     """Teach the embedded model a toy it has never seen, and write a page that shows it."""
     from infusion.concept import slug
     from infusion.files import check_writable
+    from infusion.terminal import plain_console
     from infusion.toybox.concepts import write_concept
 
     pictures, page = output_dir / "pictures", output_dir / "index.html"
@@ -349,7 +355,7 @@ def demo(
         "--page",
         str(page),
     ]
-    console = _console()
+    console = plain_console()
     console.print(f"Five pictures of a {class_noun} that the embedded model has never seen are in {pictures}. Now:")
     console.print(f"  {shlex.join(['infusion', *words])}")
     if code := app(words, standalone_mode=False):
@@ -499,6 +505,7 @@ def _learn(
     """Train with a progress bar. KeyboardInterrupt, with a checkpoint written, when it was asked to stop."""
     from infusion.report import Preview, format_seconds
     from infusion.showcase import TrainingRecord
+    from infusion.terminal import progress_bar
     from infusion.training import train as train_steps
 
     record = TrainingRecord()
@@ -507,7 +514,7 @@ def _learn(
     started = time.monotonic()
     training = train_steps(base, adapter, concept, settings, checkpoint, masks)
     # Closing it writes the checkpoint.
-    with _interruptible() as asked_to_stop, _progress_bar(console, "Learning") as advance, closing(training):
+    with _interruptible() as asked_to_stop, progress_bar(console, "Learning") as advance, closing(training):
         for now in training:
             recent.append(now.loss)
             record.losses.append((now.step, now.loss))
@@ -524,11 +531,12 @@ def _learn(
 
 
 def _preview(base: "Base", adapter: "Adapter", path: Path) -> "list[Image.Image]":
+    from infusion.files import save_png
     from infusion.pipeline import generate as generate_images
     from infusion.report import grid
 
     images = generate_images(base, f"a photo of a <{adapter.concept_name}>", [adapter], _PREVIEW_SEEDS)
-    _save_png(grid(images, columns=len(images)), path, {})
+    save_png(grid(images, columns=len(images)), path)
     return images
 
 
@@ -544,9 +552,11 @@ def _draw(
     import inspect
 
     from infusion.concept import slug
+    from infusion.files import save_png
     from infusion.latents import decode_latents
     from infusion.pipeline import sample_prompts
     from infusion.report import contact_sheet
+    from infusion.terminal import progress_bar
 
     defaults = inspect.signature(sample_prompts).parameters.values()
     used = {p.name: p.default for p in defaults if p.kind is p.KEYWORD_ONLY} | settings
@@ -558,29 +568,17 @@ def _draw(
     rows: list[list[Image.Image]] = [[] for _ in prompts[:_GRID_ROWS]]
     batches = sample_prompts(base, prompts, adapters, seeds, **settings)
     images = (image for latents in batches for image in decode_latents(base, latents))
-    with _progress_bar(console, "Drawing") as advance:
+    with progress_bar(console, "Drawing") as advance:
         for done, ((row, prompt, seed), image) in enumerate(zip(wanted, images, strict=True), start=1):
             text = {"prompt": prompt, "seed": str(seed), "settings": json.dumps(used, sort_keys=True)}
-            _save_png(image, output_dir / f"{slugs[row]}-{seed}.png", text)
+            save_png(image, output_dir / f"{slugs[row]}-{seed}.png", text)
             if row < _GRID_ROWS and len(rows[row]) < _GRID_COLUMNS:
                 rows[row].append(image)
             advance(done, len(wanted), "")
     if len(wanted) > 1:
         grid = contact_sheet(rows, column_labels=[str(seed) for seed in seeds[:_GRID_COLUMNS]])
-        _save_png(grid, output_dir / "grid.png", {})
+        save_png(grid, output_dir / "grid.png")
     console.print(f"{len(wanted)} picture{'s' if len(wanted) > 1 else ''} in {output_dir}.")
-
-
-def _save_png(image: "Image.Image", path: Path, text: dict[str, str]) -> None:
-    from PIL.PngImagePlugin import PngInfo
-
-    from infusion.files import whole_file
-
-    info = PngInfo()
-    for key, value in text.items():
-        info.add_itxt(key, value)
-    with whole_file(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=info)
 
 
 @contextmanager
@@ -603,34 +601,6 @@ def _interruptible() -> Iterator[Any]:
 
 
 # --- what is said ---
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
-
-
-@contextmanager
-def _progress_bar(console: "Console", title: str) -> Iterator[Any]:
-    """Yields advance(done, total, text). Where there is no terminal: a line at every tenth of the way."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[told]}", markup=False),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=None, told="")
-
-        def advance(done: int, total: int, told: str) -> None:
-            bar.update(task, completed=done, total=total, told=told)
-            if not console.is_terminal and done * 10 // total > (done - 1) * 10 // total:
-                console.print(f"{title} {done}/{total} {told}".rstrip())
-
-        yield advance
 
 
 def _described(concept: "Concept") -> str:

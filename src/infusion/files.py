@@ -4,9 +4,12 @@ import errno
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from infusion.errors import UserError
 
@@ -40,6 +43,15 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def save_png(image: Image.Image, path: str | os.PathLike[str], text: Mapping[str, str] | None = None) -> None:
+    """A picture as a whole PNG file, with texts inside it that other tools can read."""
+    info = PngInfo()
+    for key, value in (text or {}).items():
+        info.add_itxt(key, value)
+    with whole_file(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=info)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

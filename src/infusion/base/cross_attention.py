@@ -33,7 +33,10 @@ def value_widths(network: nn.Module) -> dict[str, int]:
 
 
 class AttentionRecorder:
-    """While active, keeps what every cross-attention layer's map is made of, and computes maps on request."""
+    """While active, keeps what every cross-attention layer's map is made of, and computes maps on request.
+
+    Gradients flow through the maps, where they are on.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         self.layers = cross_attentions(network)
@@ -53,7 +56,7 @@ class AttentionRecorder:
     @staticmethod
     def _keeper(store: dict[str, Tensor], path: str) -> Callable[[Tensor], Tensor]:
         def keep(output: Tensor) -> Tensor:
-            store[path] = output.detach()
+            store[path] = output
             return output
 
         return keep

@@ -5,19 +5,20 @@ enters each solid; the nearest entry wins. Pictures are drawn at twice their siz
 """
 
 import math
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from infusion.toybox.backdrop import paint
-from infusion.toybox.scene import PARTS, Camera, Light, Scene, Toy
+from infusion.toybox.scene import MAX_TOYS, PARTS, PATTERNS, Camera, Scene, Toy
+from infusion.toybox.styles import Layers, draw
 
-MAX_TOYS = 2
 _SUPERSAMPLING = 2
+_AT_ONCE = {"cpu": 2, "cuda": 256}  # scenes in one pass; few stay within a processor's cache
 _FAR = -1e9
 
 
@@ -63,42 +64,60 @@ class _Solids:
     color: Tensor  # [B, P, 3]
     local: Tensor  # [B, P, 3] centre in the toy's own frame, in toy heights
     scale: Tensor  # [B, P] half picture heights per toy height
+    pattern: Tensor  # [B, P] index into PATTERNS
+    second_color: Tensor  # [B, P, 3]
+    pattern_axis: Tensor  # [B, P, 3] unit vector in the toy's frame
+    frequency: Tensor  # [B, P]
+    phase: Tensor  # [B, P]
+
+    def picked(self, *index: Tensor) -> "_Solids":
+        return _Solids(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
 
-def _toy_solids(toy: Toy, camera: Camera, index: int) -> dict[str, list]:
+def _toy_solids(toy: Toy, camera: Camera, index: int) -> dict[str, Tensor]:
+    solids = toy.ellipsoids()
     view = _view(camera)
     axes = view @ _rotation_y(toy.yaw)
-    place = torch.tensor([toy.position[0], 0.0, toy.position[1]]) - torch.tensor(camera.target)
+    place = view @ (torch.tensor(toy.position) - torch.tensor(camera.target)) / camera.half_height
     scale = toy.size / camera.half_height
-    rows: dict[str, list] = {name: [] for name in _Solids.__annotations__}
-    for solid in toy.individual.ellipsoids():
-        local = torch.tensor(solid.centre, dtype=torch.float32)
-        rows["centre"].append(axes @ local * scale + view @ place / camera.half_height)
-        rows["axes"].append(axes)
-        rows["radii"].append(torch.tensor(solid.radii, dtype=torch.float32) * scale)
-        rows["toy"].append(torch.tensor(index))
-        rows["part"].append(torch.tensor(PARTS.index(solid.part)))
-        rows["color"].append(torch.tensor(toy.individual.part_color(solid.part)))
-        rows["local"].append(local)
-        rows["scale"].append(torch.tensor(scale))
-    return rows
+    local = torch.tensor([solid.centre for solid in solids], dtype=torch.float32)
+    pattern = toy.individual.pattern
+    painted = [PATTERNS.index(pattern.kind) if solid.part == "body" else 0 for solid in solids]
+    number = len(solids)
+
+    def same(values: Sequence[float] | float) -> Tensor:
+        value = torch.tensor(values, dtype=torch.float32)
+        return value.expand(number, *value.shape)
+
+    return {
+        "centre": local @ axes.T * scale + place,
+        "axes": axes.expand(number, 3, 3),
+        "radii": torch.tensor([solid.radii for solid in solids], dtype=torch.float32) * scale,
+        "toy": torch.full((number,), index),
+        "part": torch.tensor([PARTS.index(solid.part) for solid in solids]),
+        "color": torch.tensor([toy.part_color(solid.part) for solid in solids]),
+        "local": local,
+        "scale": same(scale),
+        "pattern": torch.tensor(painted),
+        "second_color": same(pattern.color),
+        "pattern_axis": F.normalize(same(pattern.axis), dim=-1),
+        "frequency": same(pattern.frequency),
+        "phase": same(pattern.phase),
+    }
 
 
 def _solids(scenes: Sequence[Scene], device: torch.device | str) -> _Solids:
-    per_scene: list[dict[str, list]] = []
+    """Each scene's solids one after the other, padded to the length of the longest."""
+    per_scene = []
     for scene in scenes:
-        rows: dict[str, list] = {name: [] for name in _Solids.__annotations__}
-        for index, toy in enumerate(scene.toys):
-            for name, values in _toy_solids(toy, scene.camera, index).items():
-                rows[name].extend(values)
-        per_scene.append(rows)
-    width = max(len(rows["toy"]) for rows in per_scene)
-    for rows in per_scene:
-        missing = width - len(rows["toy"])
-        for name, values in rows.items():
-            values.extend([values[0]] * missing if name != "centre" else [torch.full((3,), 1e3)] * missing)
-    stacked = {name: torch.stack([torch.stack(rows[name]) for rows in per_scene]) for name in per_scene[0]}
-    return _Solids(**{name: tensor.to(device) for name, tensor in stacked.items()})
+        toys = [_toy_solids(toy, scene.camera, index) for index, toy in enumerate(scene.toys)]
+        per_scene.append({name: torch.cat([toy[name] for toy in toys]) for name in toys[0]})
+
+    def stacked(name: str) -> Tensor:
+        padding = 1 if name == "radii" else 0  # axes of 0: the quadratic of every ray is 0, and hits nothing
+        return pad_sequence([rows[name] for rows in per_scene], batch_first=True, padding_value=padding).to(device)
+
+    return _Solids(**{name: stacked(name) for name in per_scene[0]})
 
 
 def _pixel_grid(side: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
@@ -151,88 +170,118 @@ def _take(values: Tensor, index: Tensor) -> Tensor:
     return values[rows, index]
 
 
-def _selects(toy: Toy, where: Tensor) -> Tensor:
-    """How much of the pattern's second colour the points `where` [R, 3] of a body get, [R] in [0, 1]."""
-    pattern = toy.individual.pattern
-    axis = F.normalize(torch.tensor(pattern.axis, device=where.device), dim=0)
-    along = where @ axis
-    if pattern.kind == "striped":
-        return (torch.sin(pattern.frequency * along + pattern.phase) > 0.1).float()
-    if pattern.kind == "spotted":
-        cells = torch.cos(pattern.frequency * where + pattern.phase).sum(-1)
-        return (cells > 0.9).float()
-    if pattern.kind == "patchy":
-        x, y, z = (pattern.frequency * where + pattern.phase).unbind(-1)
-        return (torch.sin(x + 1.3 * y) + torch.sin(y - 0.8 * z + 2) + torch.sin(1.1 * z + x) > 0.35).float()
-    if pattern.kind == "gradient":
-        middle = (where - torch.tensor([0.0, 0.7, 0.0], device=where.device)) @ axis
-        return (0.5 + 1.1 * middle).clamp(0, 1)
-    return torch.zeros_like(along)
+def _selects(solid: _Solids, where: Tensor) -> Tensor:
+    """How much of the pattern's second colour the points `where` [N, 3] of the toys' frames get, [N] in [0, 1].
+
+    `solid` holds for every point the solid it lies on. The second colour nearly always covers the smaller part, so that
+    the first is the toy's colour; from some sides of some toys it is the larger one.
+    """
+    share = torch.zeros_like(solid.frequency)
+    angles = solid.frequency[:, None] * where + solid.phase[:, None]
+    along = (where * solid.pattern_axis).sum(-1)
+    for number, kind in enumerate(PATTERNS):
+        chosen = solid.pattern == number
+        x, y, z = angles[chosen].unbind(-1)
+        if kind == "striped":
+            share[chosen] = (torch.sin((solid.frequency * along + solid.phase)[chosen]) > 0.35).float()
+        elif kind == "spotted":
+            share[chosen] = (torch.cos(x) + torch.cos(y) + torch.cos(z) > 0.8).float()
+        elif kind == "patchy":
+            waves = torch.sin(x + 1.3 * y) + torch.sin(y - 0.8 * z + 2) + torch.sin(1.1 * z + x)
+            share[chosen] = (waves > 0.55).float()
+        elif kind == "gradient":
+            height = along[chosen] - 0.7 * solid.pattern_axis[chosen, 1]
+            share[chosen] = (0.25 + 1.1 * height).clamp(0, 1)
+    return share
 
 
-def _shade(color: Tensor, normal: Tensor, light: Light) -> Tensor:
-    """Lambert plus a small highlight; color, normal: [R, 3]."""
-    cos = math.cos(light.elevation)
-    lamp = torch.tensor(
-        [cos * math.sin(light.azimuth), math.sin(light.elevation), cos * math.cos(light.azimuth)],
-        device=color.device,
+def _lamps(scenes: Sequence[Scene], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Directions towards the lamps [B, 3] and ambient shares [B]."""
+    lights = [scene.light for scene in scenes]
+    directions = [
+        (
+            math.cos(light.elevation) * math.sin(light.azimuth),
+            math.sin(light.elevation),
+            math.cos(light.elevation) * math.cos(light.azimuth),
+        )
+        for light in lights
+    ]
+    return torch.tensor(directions, device=device), torch.tensor([light.ambient for light in lights], device=device)
+
+
+def _spread(values: Tensor, seen: Tensor) -> Tensor:
+    """values [N] or [N, C] of the rays where seen [B, R] -> pictures [B, C, S, S], 0 elsewhere."""
+    picture = values.new_zeros(*seen.shape, *values.shape[1:])
+    picture[seen] = values
+    side = math.isqrt(seen.shape[1])
+    return picture.view(len(seen), side, side, -1).permute(0, 3, 1, 2)
+
+
+def _layers(scenes: Sequence[Scene], solids: _Solids, depth: Tensor, hit: Tensor, x: Tensor, y: Tensor) -> Layers:
+    side = math.isqrt(len(x))
+    seen = depth > _FAR / 2
+    row, ray = seen.nonzero(as_tuple=True)
+    solid = solids.picked(row, hit[seen])
+    point = torch.stack([x[ray], y[ray], depth[seen]], dim=-1) - solid.centre
+    inside = (solid.axes.transpose(-1, -2) @ point[..., None])[..., 0]
+    normal = F.normalize((solid.axes @ (inside / solid.radii**2)[..., None])[..., 0], dim=-1)
+    share = _selects(solid, inside / solid.scale[:, None] + solid.local)[:, None]
+    color = solid.color * (1 - share) + solid.second_color * share
+    directions, ambients = _lamps(scenes, depth.device)
+    lamp, ambient = directions[row], ambients[row]
+    halfway = F.normalize(lamp + torch.tensor([0.0, 0.0, 1.0], device=depth.device), dim=-1)
+    diffuse = ambient + (1.05 - ambient) * (normal * lamp).sum(-1).clamp(min=0)
+    highlight = 0.18 * (normal * halfway).sum(-1).clamp(min=0) ** 24
+    backdrops = paint([(scene.background, scene.backdrop_seed) for scene in scenes], side, depth.device)
+    return Layers(
+        ground=backdrops * _shadows(scenes, x, y).view(-1, 1, side, side),
+        toys=seen.view(-1, 1, side, side),
+        color=_spread(color, seen),
+        diffuse=_spread(diffuse, seen),
+        highlight=_spread(highlight, seen),
+        lines=_outlines(solids, depth, hit, side),
     )
-    halfway = F.normalize(lamp + torch.tensor([0.0, 0.0, 1.0], device=color.device), dim=0)
-    diffuse = light.ambient + (1.05 - light.ambient) * (normal @ lamp).clamp(min=0)
-    highlight = 0.18 * (normal @ halfway).clamp(min=0) ** 24
-    return (color * diffuse[:, None] + highlight[:, None]).clamp(0, 1)
 
 
-def _shadow(scene: Scene, x: Tensor, y: Tensor) -> Tensor:
-    """Soft contact shadows as a factor on the backdrop, [R]."""
-    factor = torch.ones_like(x)
-    for toy in scene.toys:
-        foot = torch.tensor([toy.position[0], 0.0, toy.position[1]]) - torch.tensor(scene.camera.target)
-        centre = _view(scene.camera) @ foot / scene.camera.half_height
-        width = 0.48 * toy.size / scene.camera.half_height
-        height = width * (0.22 + 0.6 * math.sin(scene.camera.elevation))
-        distance = ((x - centre[0]) / width) ** 2 + ((y - centre[1]) / height) ** 2
-        factor = factor * (1 - 0.45 * torch.exp(-1.2 * distance))
+def _shadows(scenes: Sequence[Scene], x: Tensor, y: Tensor) -> Tensor:
+    """Soft contact shadows as a factor on the backdrops, [B, R]."""
+    factor = torch.ones(len(scenes), len(x), device=x.device)
+    for row, scene in enumerate(scenes):
+        for toy in scene.toys:
+            if toy.position[1] > 0:  # it stands on another toy
+                continue
+            foot = _view(scene.camera) @ (torch.tensor(toy.position) - torch.tensor(scene.camera.target))
+            centre = (foot / scene.camera.half_height).tolist()
+            width = 0.48 * toy.size / scene.camera.half_height
+            height = width * (0.22 + 0.6 * math.sin(scene.camera.elevation))
+            distance = ((x - centre[0]) / width) ** 2 + ((y - centre[1]) / height) ** 2
+            factor[row] *= 1 - 0.45 * torch.exp(-1.2 * distance)
     return factor
 
 
-def _draw(scene: Scene, backdrop: Tensor, depth: Tensor, hit: Tensor, solids: _Solids, x: Tensor, y: Tensor) -> Tensor:
-    """One scene at full sampling: [3, R]. depth [R], hit: per-ray rows of `solids` (already taken)."""
-    colors = (backdrop.reshape(3, -1) * _shadow(scene, x, y)).T.clone()
+def _outlines(solids: _Solids, depth: Tensor, hit: Tensor, side: int) -> Tensor:
+    """Where a drawn line goes: the rims of toys and of their parts, and of what stands out. [B, 1, S, S], 0 or 1."""
     seen = depth > _FAR / 2
-    index = hit[seen]
-    point = torch.stack([x[seen], y[seen], depth[seen]], dim=-1) - solids.centre[0, index]
-    axes, radii = solids.axes[0, index], solids.radii[0, index]
-    local = (axes.transpose(-1, -2) @ point[..., None])[..., 0]
-    normal = F.normalize((axes @ (local / radii**2)[..., None])[..., 0], dim=-1)
-    where = local / solids.scale[0, index][:, None] + solids.local[0, index]
-    color = solids.color[0, index]
-    for number, toy in enumerate(scene.toys):
-        body = (solids.toy[0, index] == number) & (solids.part[0, index] == PARTS.index("body"))
-        share = _selects(toy, where[body])[:, None]
-        second = torch.tensor(toy.individual.pattern.color, device=color.device)
-        color[body] = color[body] * (1 - share) + second * share
-    colors[seen] = _shade(color, normal, scene.light)
-    return colors.T
+    what = torch.where(seen, _take(solids.toy, hit) * len(PARTS) + _take(solids.part, hit), -1).view(-1, 1, side, side)
+    far = depth.clamp(min=-3).view(-1, 1, side, side)
+    lines = torch.zeros_like(far)
+    for dim in (-1, -2):
+        differs = (what.diff(dim=dim) != 0) | (far.diff(dim=dim).abs() > 0.12)
+        lines.narrow(dim, 0, side - 1).masked_fill_(differs, 1)
+    return lines
 
 
 def _average_down(pictures: Tensor) -> Tensor:
     return F.avg_pool2d(pictures, _SUPERSAMPLING)
 
 
-def render(scenes: Sequence[Scene], size_px: int = 64, device: torch.device | str = "cpu") -> Rendering:
-    """Draw scenes as square pictures of `size_px` pixels a side, with their ground truth."""
+def _render(scenes: Sequence[Scene], size_px: int, device: torch.device | str) -> Rendering:
     side = size_px * _SUPERSAMPLING
     x, y = _pixel_grid(side, device)
     solids = _solids(scenes, device)
     depth, hit = _first_hits(solids, x, y)
+    images = draw(scenes, _layers(scenes, solids, depth, hit, x, y))
     seen = depth > _FAR / 2
-    pictures = []
-    for row, scene in enumerate(scenes):
-        one = _Solids(**{name: getattr(solids, name)[row : row + 1] for name in _Solids.__annotations__})
-        backdrop = paint(scene.background, side, random.Random(scene.backdrop_seed), device)
-        pictures.append(_draw(scene, backdrop, depth[row], hit[row], one, x, y))
-    images = torch.stack(pictures).reshape(-1, 3, side, side)
     toy = torch.where(seen, _take(solids.toy, hit), -1).reshape(-1, 1, side, side)
     masks = torch.cat([(toy == number).float() for number in range(MAX_TOYS)], dim=1)
     coarse = (slice(None), slice(None, None, _SUPERSAMPLING), slice(None, None, _SUPERSAMPLING))
@@ -240,3 +289,10 @@ def render(scenes: Sequence[Scene], size_px: int = 64, device: torch.device | st
     half_heights = torch.tensor([scene.camera.half_height for scene in scenes], device=device)[:, None]
     depths = torch.where(seen, depth * half_heights, -math.inf).reshape(-1, side, side)[coarse]
     return Rendering(_average_down(images), _average_down(masks), depths, parts)
+
+
+def render(scenes: Sequence[Scene], size_px: int = 64, device: torch.device | str = "cpu") -> Rendering:
+    """Draw scenes as square pictures of `size_px` pixels a side, with their ground truth."""
+    several = _AT_ONCE[torch.device(device).type]
+    drawn = [_render(scenes[i : i + several], size_px, device) for i in range(0, len(scenes), several)]
+    return Rendering(*(torch.cat([getattr(one, field.name) for one in drawn]) for field in fields(Rendering)))

@@ -1,0 +1,57 @@
+"""Measurements -> a figure with its 95% interval, and the bound it has to reach."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+_NORMAL_95 = 1.959964
+_NUM_RESAMPLES = 2000
+
+
+class Figure(NamedTuple):
+    """A measured value, its 95% interval, and how many independent things it was measured on."""
+
+    value: float
+    low: float
+    high: float
+    num: int
+
+
+class Gate(NamedTuple):
+    """What a figure has to reach; `at_least` is None for a figure that is only shown. Shares have the unit "%"."""
+
+    name: str
+    at_least: float | None = None
+    unit: str = "%"
+
+    def passed(self, figure: Figure) -> bool | None:
+        return None if self.at_least is None else figure.value >= self.at_least
+
+
+Measured = tuple[Gate, Figure]
+
+
+def share(outcomes: Sequence[bool]) -> Figure:
+    """Share of successes, with Wilson's score interval (E. B. Wilson, JASA 22, 1927)."""
+    num = len(outcomes)
+    if num == 0:
+        raise ValueError("a share of nothing")
+    p, z2 = sum(outcomes) / num, _NORMAL_95**2
+    middle = (p + z2 / (2 * num)) / (1 + z2 / num)
+    half = _NORMAL_95 / (1 + z2 / num) * (p * (1 - p) / num + z2 / (4 * num * num)) ** 0.5
+    return Figure(p, min(p, max(0.0, middle - half)), max(p, min(1.0, middle + half)), num)
+
+
+def bootstrap(statistic: Callable[[np.ndarray], float], samples: np.ndarray, seed: int = 0) -> Figure:
+    """A statistic of samples [N, ...], with the percentile interval over resamples of N."""
+    rng = np.random.default_rng(seed)
+    num = len(samples)
+    drawn = [statistic(samples[rng.integers(num, size=num)]) for _ in range(_NUM_RESAMPLES)]
+    low, high = np.nanpercentile(drawn, (2.5, 97.5))
+    return Figure(statistic(samples), float(low), float(high), num)
+
+
+def mean(values: Sequence[float] | np.ndarray) -> Figure:
+    """Mean, with its bootstrap interval."""
+    return bootstrap(lambda some: float(some.mean()), np.asarray(values, dtype=float))
