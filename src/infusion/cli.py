@@ -471,17 +471,12 @@ def _noting(mistakes: list[str], prefix: str = "") -> Iterator[None]:
 
 
 def _load_base(console: "Console", name: str, device: str | None, dtype: str = "float32") -> "Base":
-    import diffusers
     import torch
-    import transformers
-    from huggingface_hub.utils import enable_progress_bars
 
     from infusion.base import load_base
+    from infusion.terminal import no_loading_bars
 
-    for library in (diffusers, transformers):  # bars for every part; those of downloads stay
-        library.utils.logging.disable_progress_bar()
-    enable_progress_bars()
-
+    no_loading_bars()
     if device is not None:
         try:
             torch.empty(0, device=device)

@@ -162,7 +162,7 @@ def gates(
     from infusion.files import check_writable
     from infusion.gates import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, measure_judges, measure_model
     from infusion.model_card import check_record, table, write_card, write_gates
-    from infusion.terminal import plain_console, progress_bar
+    from infusion.terminal import no_loading_bars, plain_console, progress_bar
     from infusion.toybox.judges import JUDGE_SETS, load_judges
 
     if judges not in JUDGE_SETS:
@@ -172,6 +172,8 @@ def gates(
     if write:
         check_record(model_dir)
     console = plain_console()
+    no_loading_bars()
+    console.print(f"Loading {base} ...")
     model = load_base(base, device)
     with progress_bar(console, "Measuring") as advance:
         measured = measure_model(

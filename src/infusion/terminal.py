@@ -12,6 +12,17 @@ def plain_console() -> Console:
     return Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
+def no_loading_bars() -> None:
+    """Silences the bars that diffusers and transformers draw for every part they load; those of downloads stay."""
+    import diffusers
+    import transformers
+    from huggingface_hub.utils import enable_progress_bars
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+    enable_progress_bars()
+
+
 @contextmanager
 def progress_bar(console: Console, title: str) -> Iterator[Callable[[int, int, str], None]]:
     """Yields advance(done, total, text). Where there is no terminal: a line at every tenth of the way."""
