@@ -3,7 +3,8 @@
     python tools/draw_individuals.py
 
 The individuals are the first concept seeds that have six different classes: nothing is chosen by its looks. Writes
-individuals.png (all of them) and hero.png (the second one, which `make demo` teaches), and prints what it took.
+individuals.png (all of them) and hero.png (the second one, which `make demo` teaches), and prints what it took. The
+hero.png of the repository is drawn with `--count 2 --set learning_rate=0.03`, as `make demo` teaches it.
 """
 
 import argparse

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from infusion.training import TrainingSettings
 
 MAX_SEEDS = 10_000
+DEMO_LEARNING_RATE = "0.03"  # the embedded model wants more than the published 0.01
 PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _GRID_ROWS, _GRID_COLUMNS = 16, 8
 _PREVIEW_SEEDS = range(4)
@@ -352,6 +353,8 @@ def demo(
         name,
         "-o",
         str(adapter),
+        "--learning-rate",
+        DEMO_LEARNING_RATE,
         "--page",
         str(page),
     ]
