@@ -42,7 +42,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from infusion.base.cross_attention import AttentionRecorder
 from infusion.files import whole_file
 from infusion.model_card import model_card
-from infusion.toybox.captions import PLACES, caption, mentions
+from infusion.toybox.captions import PLACES, article, caption, mentions
 from infusion.toybox.render import render
 from infusion.toybox.scene import CLASSES, COLORS, HELD_OUT_SCENES, TRAINING_SCENES, Scene, sample_scene
 
@@ -717,7 +717,7 @@ def sheet_prompts(args: argparse.Namespace) -> list[str]:
     for row, noun in enumerate(list(CLASSES)[: args.classes]):
         for column, place in enumerate(places):
             color = colors[(row + 3 * column) % len(colors)]
-            prompts.append(f"{'an' if color[0] in 'aeiou' else 'a'} {color} {noun} {place}")
+            prompts.append(f"{article(color)} {color} {noun} {place}")
     nouns = list(CLASSES)
     for column, place in enumerate(places):
         prompts.append(f"a red {nouns[column]} left of a blue {nouns[-1 - column]} {place}")

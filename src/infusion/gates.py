@@ -21,6 +21,7 @@ from infusion.base.cross_attention import AttentionRecorder
 from infusion.files import save_png
 from infusion.intervals import Gate, Measured, bootstrap, mean, share
 from infusion.latents import decode_latents
+from infusion.masks import NOISE_LEVELS, stretched
 from infusion.sampling import sample, seeded_noise
 from infusion.toybox.captions import caption, told_facts
 from infusion.toybox.judges import Facts, Judges, load_judges
@@ -30,7 +31,6 @@ from infusion.toybox.scene import HELD_OUT_SCENES, Scene, sample_scene
 GUIDANCE_SCALE = 5.0
 NUM_INFERENCE_STEPS = 25
 _AT_ONCE = 10
-_NOISE_LEVELS = (0.3, 0.5, 0.7)
 _SKIPPED = 1000  # held-out scenes that the training measures its loss on
 
 
@@ -206,18 +206,13 @@ def noun_maps(base: Base, one: HeldOut, picture: Tensor) -> list[Tensor]:
     height, width = latents.shape[-2:]
     noise = seeded_noise([torch.Generator().manual_seed(one.seed)], latents.shape[1:]).to(latents)
     totals = [torch.zeros(height, width) for _ in nouns]
-    for level in _NOISE_LEVELS:
+    for level in NOISE_LEVELS:
         timestep = torch.tensor(int(level * base.noise_schedule.config.num_train_timesteps), device=base.device)
         with AttentionRecorder(base.unet) as recorder:
             base.predict(base.noise_schedule.add_noise(latents, noise, timestep[None]), timestep, conditioning)
             for total, name in zip(totals, nouns, strict=True):
                 total += recorder.token_map([conditioning.concept_tokens[0][name]], height, width)[0]
-    return [_stretched(total) for total in totals]
-
-
-def _stretched(attention: Tensor) -> Tensor:
-    low, high = torch.quantile(attention.flatten(), torch.tensor([0.10, 0.95]))
-    return ((attention - low) / (high - low).clamp(min=1e-8)).clamp(0, 1)
+    return [stretched(total) for total in totals]
 
 
 def measure_attention(base: Base, wanted: Sequence[HeldOut], report: Report) -> Iterator[Measured]:

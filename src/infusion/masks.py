@@ -13,7 +13,7 @@ from infusion.concept import Concept
 from infusion.latents import encode_images, square
 
 _NUM_NOISES = 8
-_NOISE_LEVELS = (0.3, 0.5, 0.7)
+NOISE_LEVELS = (0.3, 0.5, 0.7)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def _attention_masks(base: Base, images: Sequence[Image.Image], class_noun: str)
         latents = encode_images(base, [image]).expand(_NUM_NOISES, -1, -1, -1)
         height, width = latents.shape[-2:]
         total = torch.zeros(height, width)
-        for level in _NOISE_LEVELS:
+        for level in NOISE_LEVELS:
             timestep = torch.tensor(int(level * base.noise_schedule.config.num_train_timesteps), device=base.device)
             noise = torch.randn(latents.shape, generator=generator).to(latents)
             with AttentionRecorder(base.unet) as recorder:
@@ -62,8 +62,11 @@ def _attention_masks(base: Base, images: Sequence[Image.Image], class_noun: str)
     return masks
 
 
-def _as_mask(attention: Tensor) -> Image.Image:
-    """Stretched from the darkest tenth to the brightest twentieth, so that a flat background counts as background."""
+def stretched(attention: Tensor) -> Tensor:
+    """A map [H, W] in [0, 1], from its darkest tenth to its brightest twentieth: a flat background becomes 0."""
     low, high = torch.quantile(attention.flatten(), torch.tensor([0.10, 0.95]))
-    share = ((attention - low) / (high - low).clamp(min=1e-8)).clamp(0, 1)
-    return Image.fromarray((share * 255).round().to(torch.uint8).numpy(), mode="L")
+    return ((attention - low) / (high - low).clamp(min=1e-8)).clamp(0, 1)
+
+
+def _as_mask(attention: Tensor) -> Image.Image:
+    return Image.fromarray((stretched(attention) * 255).round().to(torch.uint8).numpy(), mode="L")
