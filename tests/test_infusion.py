@@ -1,5 +1,7 @@
 """Infusion's own laws, on a tiny real Stable Diffusion."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -103,7 +105,7 @@ def test_two_rows_equal_each_row_alone(base, concept):
 def test_parameter_count_on_stable_diffusion_1_5(layers, count):
     with torch.device("meta"):
         unet = UNet2DConditionModel(**SD15)
-    assert Infusion(layers=layers).num_parameters(unet) == count
+    assert Infusion(layers=layers).num_parameters(SimpleNamespace(unet=unet), "cat") == count
 
 
 def test_fused_projections_are_refused(base, concept):

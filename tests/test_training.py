@@ -10,7 +10,7 @@ from infusion.dataset import step_generator, training_set
 from infusion.errors import UserError
 from infusion.masks import subject_masks
 from infusion.methods import Infusion
-from infusion.training import TrainingSettings, masked_loss, train
+from infusion.training import TrainingSettings, denoising_loss, train
 
 
 def run(base, concept, method, settings=None, checkpoint_path=None, stop_after=None):
@@ -37,7 +37,7 @@ def test_it_learns(base, concept, streams):
     @torch.no_grad()
     def held_out_loss():
         with base.customized(adapter) as denoiser:
-            return float(masked_loss(base, denoiser, data.batch(64, step_generator(99, 0))))
+            return float(denoising_loss(base, denoiser, data.batch(64, step_generator(99, 0))))
 
     before = held_out_loss()
     for _ in train(base, adapter, concept):
@@ -84,7 +84,7 @@ def test_the_loss_looks_only_inside_the_mask(base, concept):
         def predict(self, noisy_latents, timesteps, conditioning):
             return torch.zeros_like(noisy_latents)
 
-    assert masked_loss(base, Fixed(), batch) == masked_loss(base, Fixed(), shifted) > 0
+    assert denoising_loss(base, Fixed(), batch) == denoising_loss(base, Fixed(), shifted) > 0
 
 
 def test_gradient_accumulation_counts_every_picture(base, concept):

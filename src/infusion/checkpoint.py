@@ -1,4 +1,4 @@
-"""The resumable state of a training (residuals, AdamW moments, step) <-> one .safetensors file."""
+"""The resumable state of a training (the adapter's tensors, AdamW's moments, the step) <-> one .safetensors file."""
 
 from pathlib import Path
 
@@ -30,9 +30,8 @@ class Checkpoint:
         """Write the state after `step` steps, whole or not at all."""
         if self.path is None or step in (0, self._saved_step):
             return
-        tensors = {}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.adapter.state_dict().items()}
         for name, parameter in self.adapter.named_parameters():
-            tensors[name] = parameter.detach().cpu()
             for moment in _MOMENTS:
                 tensors[f"{name}.{moment}"] = self.optimizer.state[parameter][moment].cpu()
         with whole_file(self.path) as temporary:
@@ -59,8 +58,8 @@ class Checkpoint:
                 "delete it to start anew (--no-resume does), or give the settings it was made with."
             )
         step = int(metadata["infusion.step"])
+        self.adapter.load_state_dict({name: tensors[name] for name in self.adapter.state_dict()})
         for name, parameter in self.adapter.named_parameters():
-            parameter.data.copy_(tensors[name])
             state = {moment: tensors[f"{name}.{moment}"].to(parameter.device) for moment in _MOMENTS}
             self.optimizer.state[parameter] = {"step": torch.tensor(float(step)), **state}
         self._saved_step = step

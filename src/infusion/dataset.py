@@ -61,11 +61,14 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def training_set(base: Base, concept: Concept, masks: Sequence[SubjectMask], flip: bool) -> TrainingSet:
+def training_set(
+    base: Base, concept: Concept, masks: Sequence[SubjectMask], flip: bool, words: str | None = None
+) -> TrainingSet:
     """Encode a concept's pictures, masks and prompts once.
 
     Args:
         flip: add every picture's mirror image.
+        words: what the text model reads where a prompt names the concept; its class noun by default.
 
     Raises:
         UserError: a caption names neither the placeholder nor the class noun.
@@ -80,8 +83,20 @@ def training_set(base: Base, concept: Concept, masks: Sequence[SubjectMask], fli
     return TrainingSet(
         latents=latents,
         masks=torch.stack([_latent_mask(mask, latents.shape[-2:]) for mask in mask_images]).to(latents.device),
-        conditioning=base.encode(prompts, {concept.name: concept.class_noun}),
+        conditioning=base.encode(prompts, {concept.name: words or concept.class_noun}),
         prompts_of=prompts_of * (2 if flip else 1),
+        num_train_timesteps=base.noise_schedule.config.num_train_timesteps,
+    )
+
+
+def class_set(base: Base, class_noun: str, latents: Tensor) -> TrainingSet:
+    """Pictures of the class that the base drew, latents [M, C, H, W], for prior preservation: learnt whole."""
+    prompts = [template.format(class_noun) for template in TEMPLATES]
+    return TrainingSet(
+        latents=latents.to(base.device),
+        masks=torch.ones(len(latents), 1, *latents.shape[-2:], device=base.device),
+        conditioning=base.encode(prompts),
+        prompts_of=[list(range(len(prompts)))] * len(latents),
         num_train_timesteps=base.noise_schedule.config.num_train_timesteps,
     )
 

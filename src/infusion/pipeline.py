@@ -12,9 +12,10 @@ from torch import Tensor
 
 from infusion.adapter_file import load_adapter
 from infusion.base import Base, attached
+from infusion.base.token_vectors import TokenVectors
 from infusion.errors import UserError
 from infusion.latents import decode_latents
-from infusion.methods import Adapter
+from infusion.methods import Adapter, together
 from infusion.prompts import Prompt, parse_prompt, tokenize
 from infusion.sampling import sample, seeded_noise
 
@@ -44,6 +45,7 @@ def sample_prompts(
     num_inference_steps: int = 30,
     guidance_scale: float = 5.0,
     batch_size: int = 8,
+    scheduler: Any = None,
 ) -> Iterator[Tensor]:
     """Latents of every prompt with every seed, in batches of `batch_size`: [B, C, H, W].
 
@@ -51,14 +53,16 @@ def sample_prompts(
         prompts: `<name>` stands for the concept of the adapter called name; prompts without one are the base's.
         seeds: one per picture; a picture's noise does not depend on what is drawn beside it.
         guidance_scale: classifier-free guidance; 1 turns it off.
+        scheduler: any diffusers scheduler; the base's own by default.
 
     Raises:
-        UserError: a prompt names a concept that no adapter brings.
+        UserError: a prompt names a concept that no adapter brings; the adapters do not go together.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    class_nouns = {adapter.concept_name: adapter.class_noun for adapter in adapters}
-    conditioning = base.encode(prompts, class_nouns)
-    unconditional = base.encode([parse_prompt(negative_prompt, class_nouns).text])
+    adapters = together(base, adapters)
+    words = {adapter.concept_name: adapter.words for adapter in adapters}
+    conditioning = base.encode(prompts, words)
+    unconditional = base.encode([parse_prompt(negative_prompt, words).text])
     shape = (base.unet.config.in_channels, base.unet.config.sample_size, base.unet.config.sample_size)
     wanted = itertools.product(range(len(prompts)), seeds)
     while batch := list(itertools.islice(wanted, batch_size)):
@@ -67,7 +71,7 @@ def sample_prompts(
         with base.customized(*adapters) as denoiser:
             latents = sample(
                 denoiser,
-                base.scheduler,
+                scheduler or base.scheduler,
                 noise,
                 conditioning.rows([prompt for prompt, _ in batch]),
                 unconditional.rows([0] * len(batch)),
@@ -106,16 +110,17 @@ class CustomizedPipeline:
             plain_negative = [plain.text for plain in self._parsed(negative)]
             given["negative_prompt"] = plain_negative[0] if isinstance(negative, str) else plain_negative
         copies = given.get("num_images_per_prompt") or 1
-        with attached(Base.from_pipeline(self.pipeline), self.adapters) as streams:
-            streams.rows = [tokens for tokens in concept_tokens for _ in range(copies)]
+        with attached(Base.from_pipeline(self.pipeline), self.adapters) as denoiser:
+            if denoiser.streams:
+                denoiser.streams.rows = [tokens for tokens in concept_tokens for _ in range(copies)]
             return self.pipeline(**given)
 
     def _parsed(self, prompts: str | Sequence[str]) -> list[Prompt]:
-        class_nouns = {adapter.concept_name: adapter.class_noun for adapter in self.adapters}
+        words = {adapter.concept_name: adapter.words for adapter in self.adapters}
         tokenizer = self.pipeline.tokenizer
         parsed = []
         for text in [prompts] if isinstance(prompts, str) else prompts:
-            parsed.append(parse_prompt(text, class_nouns, tokenizer.get_added_vocab()))
+            parsed.append(parse_prompt(text, words, tokenizer.get_added_vocab()))
             if self.pipeline.maybe_convert_prompt(parsed[-1].text, tokenizer) != parsed[-1].text:
                 raise UserError(
                     f'The prompt "{text}" holds a textual inversion of several vectors, which the pipeline spells out '
@@ -132,8 +137,15 @@ def customize(pipeline: Any, *adapters: Adapter | str | Path, any_base: bool = F
         any_base: accept adapters that were trained on another base with the same layers.
 
     Raises:
-        UserError: the pipeline is of an unsupported kind, or an adapter file is unusable or for another base.
+        UserError: the pipeline is of an unsupported kind; an adapter file is unusable, for another base, or of a method
+            that trains words.
     """
     base = Base.from_pipeline(pipeline)
     loaded = [a if isinstance(a, Adapter) else load_adapter(a, base, any_base) for a in adapters]
-    return CustomizedPipeline(pipeline, loaded)
+    for adapter in loaded:
+        if any(isinstance(edit, TokenVectors) for edit in adapter.edits(base)):
+            raise UserError(
+                f"<{adapter.concept_name}> ({adapter.method.name}) has words of its own, and a pipeline reads its prompts "
+                "itself: draw it with infusion.generate; a Textual Inversion also loads with pipe.load_textual_inversion."
+            )
+    return CustomizedPipeline(pipeline, together(base, loaded))

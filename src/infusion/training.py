@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,10 +15,11 @@ from torch import Tensor
 from infusion.base import Base, Denoiser
 from infusion.checkpoint import Checkpoint
 from infusion.concept import Concept
-from infusion.dataset import Batch, TrainingSet, step_generator, training_set
+from infusion.dataset import Batch, TrainingSet, class_set, step_generator, training_set
 from infusion.errors import UserError
 from infusion.masks import SubjectMask, subject_masks
 from infusion.methods import Adapter
+from infusion.pipeline import sample_prompts
 from infusion.settings import setting, validate
 
 _HALF_PRECISION_LOSS_SCALE = 1024.0
@@ -64,6 +65,7 @@ def train(
     settings: TrainingSettings | None = None,
     checkpoint_path: str | Path | None = None,
     masks: Sequence[SubjectMask] | None = None,
+    class_latents: Tensor | None = None,
 ) -> Generator[Progress, None, None]:
     """Train `adapter` in place; yields after every optimiser step, so leaving the loop early stops training.
 
@@ -71,6 +73,8 @@ def train(
         checkpoint_path: where the state is kept between steps (`.safetensors`). If the file exists, training goes on
             from it, to the same bytes as an uninterrupted run; it is also written when the loop is left early.
         masks: `subject_masks(base, concept)`, where the caller has them already.
+        class_latents: `draw_class(base, adapter.class_noun, ...)`, where the caller has them already; used by methods
+            with prior preservation.
 
     Raises:
         UserError: the checkpoint belongs to another training, or cannot be written; a caption lacks the concept.
@@ -80,9 +84,11 @@ def train(
     base.freeze()
     settings = settings or TrainingSettings()
     method = adapter.method
-    data = training_set(base, concept, masks or subject_masks(base, concept), settings.flip)
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=method.learning_rate)
-    checkpoint = Checkpoint(checkpoint_path, adapter, optimizer, _identity(base, adapter, concept, settings))
+    data = training_set(base, concept, masks or subject_masks(base, concept), settings.flip, adapter.words)
+    prior = _prior(base, adapter, class_latents)
+    optimizer = torch.optim.AdamW(adapter.parameter_groups())
+    rates = [group["lr"] for group in optimizer.param_groups]
+    checkpoint = Checkpoint(checkpoint_path, adapter, optimizer, _identity(base, adapter, concept, settings, prior))
     first_step = step = checkpoint.load()
     share_at = _LEARNING_RATE_SHARES[settings.lr_scheduler]
     images_per_step = settings.train_batch_size * settings.gradient_accumulation_steps
@@ -91,11 +97,13 @@ def train(
     between_steps = True
     try:
         while step < method.max_train_steps:
-            loss = _gradients(base, adapter, data, settings, step)
-            optimizer.param_groups[0]["lr"] = method.learning_rate * share_at(step / method.max_train_steps)
+            loss = _gradients(base, adapter, data, prior, settings, step)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * share_at(step / method.max_train_steps)
             between_steps = False
             optimizer.step()
             optimizer.zero_grad()
+            adapter.after_step(base)
             step += 1
             between_steps = True
             if step % settings.checkpointing_steps == 0:
@@ -109,16 +117,39 @@ def train(
             checkpoint.save(step)
 
 
-def _gradients(base: Base, adapter: Adapter, data: TrainingSet, settings: TrainingSettings, step: int) -> float:
+def draw_class(base: Base, class_noun: str, num_images: int, **sampling: Any) -> Tensor:
+    """Latents [N, C, H, W] of the class as the base draws it: what prior preservation trains beside the concept.
+
+    sampling: settings of `sample_prompts`.
+    """
+    return torch.cat(list(sample_prompts(base, f"a photo of a {class_noun}", seeds=range(num_images), **sampling)))
+
+
+def _prior(base: Base, adapter: Adapter, class_latents: Tensor | None) -> TrainingSet | None:
+    if adapter.method.prior_preservation_weight == 0:
+        return None
+    if class_latents is None:
+        class_latents = draw_class(base, adapter.class_noun, adapter.method.num_class_images)
+    return class_set(base, adapter.class_noun, class_latents.float())
+
+
+def _gradients(
+    base: Base, adapter: Adapter, data: TrainingSet, prior: TrainingSet | None, settings: TrainingSettings, step: int
+) -> float:
     """Backward passes of one optimiser step; returns its loss."""
     generator = step_generator(settings.seed, step)
     scale = _HALF_PRECISION_LOSS_SCALE if base.dtype == torch.float16 else 1.0
+    method, size = adapter.method, settings.train_batch_size
     total = 0.0
     for _ in range(settings.gradient_accumulation_steps):
-        batch = data.batch(settings.train_batch_size, generator)
-        borrows = adapter.draw_borrows(settings.train_batch_size, generator)
+        batch = data.batch(size, generator)
+        borrows = adapter.draw_borrows(size, generator)
         with base.customized(adapter, borrows=borrows) as denoiser:
-            loss = masked_loss(base, denoiser, batch) / settings.gradient_accumulation_steps
+            loss = denoising_loss(base, denoiser, batch, method.masked_loss)
+            if prior:
+                kept = denoising_loss(base, denoiser, prior.batch(size, generator))
+                loss = loss + method.prior_preservation_weight * kept
+            loss = loss / settings.gradient_accumulation_steps
             (loss * scale).backward()
         total += loss.item()
     for parameter in adapter.parameters():
@@ -132,15 +163,14 @@ def _gradients(base: Base, adapter: Adapter, data: TrainingSet, settings: Traini
     return total
 
 
-def masked_loss(base: Base, denoiser: Denoiser, batch: Batch) -> Tensor:
-    """Mean over all elements of the squared error of prediction and target, both multiplied by the subject mask.
+def denoising_loss(base: Base, denoiser: Denoiser, batch: Batch, masked: bool = True) -> Tensor:
+    """Mean over all elements of the squared error of prediction and target; masked: both times the subject mask.
 
     The target is the base's own kind of prediction: the noise, or the velocity.
     """
     noisy_latents = base.noise_schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
-    prediction = denoiser.predict(noisy_latents, batch.timesteps, batch.conditioning).float()
-    error = (prediction - _target(base, batch)) * batch.masks
-    return error.square().mean()
+    error = denoiser.predict(noisy_latents, batch.timesteps, batch.conditioning).float() - _target(base, batch)
+    return (error * batch.masks if masked else error).square().mean()
 
 
 def _target(base: Base, batch: Batch) -> Tensor:
@@ -152,7 +182,9 @@ def _target(base: Base, batch: Batch) -> Tensor:
     raise UserError(f'This base predicts "{kind}"; bases that predict "epsilon" or "v_prediction" can be trained on.')
 
 
-def _identity(base: Base, adapter: Adapter, concept: Concept, settings: TrainingSettings) -> str:
+def _identity(
+    base: Base, adapter: Adapter, concept: Concept, settings: TrainingSettings, prior: TrainingSet | None
+) -> str:
     """What must agree for a checkpoint to be continued: base, concept, method and settings, as they were given."""
     facts = {
         "base": base.fingerprint(),
@@ -165,4 +197,6 @@ def _identity(base: Base, adapter: Adapter, concept: Concept, settings: Training
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     for picture in (*concept.images, *concept.masks):
         digest.update(picture.tobytes() if picture else b"none")
+    if prior:
+        digest.update(prior.latents.cpu().numpy().tobytes())
     return digest.hexdigest()

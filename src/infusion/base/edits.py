@@ -18,6 +18,16 @@ def hook_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterat
 
 
 @contextmanager
+def hook_input(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """`module` is given `change(input)` instead of its first input."""
+    handle = module.register_forward_pre_hook(lambda _module, inputs: (change(inputs[0]), *inputs[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def wrap_forward(module: nn.Module, wrapper: Callable[..., Any]) -> Iterator[None]:
     """`module(...)` calls `wrapper(original_forward, ...)`."""
     original = module.forward
@@ -34,3 +44,34 @@ def wrap_forward(module: nn.Module, wrapper: Callable[..., Any]) -> Iterator[Non
             module.forward = original
         else:
             del module.forward
+
+
+@contextmanager
+def swap_parameter(network: nn.Module, path: str, stand_in: Tensor) -> Iterator[None]:
+    """`stand_in`, of the same shape, is used where the parameter at `path` was; the parameter is never written to."""
+    parent, leaf = _parent(network, path)
+    original = parent._parameters[leaf]
+    assert original is not None and original.shape == stand_in.shape, path
+    parent._parameters[leaf] = stand_in  # type: ignore[assignment]  # a dictionary: a plain tensor may stand in
+    try:
+        yield
+    finally:
+        parent._parameters[leaf] = original
+
+
+@contextmanager
+def wrap_module(network: nn.Module, path: str, wrapper: Callable[[nn.Module], nn.Module]) -> Iterator[None]:
+    """`wrapper(module)` stands where the module at `path` was."""
+    parent, leaf = _parent(network, path)
+    original = parent._modules[leaf]
+    assert original is not None, path
+    parent._modules[leaf] = wrapper(original)
+    try:
+        yield
+    finally:
+        parent._modules[leaf] = original
+
+
+def _parent(network: nn.Module, path: str) -> tuple[nn.Module, str]:
+    parent, _, leaf = path.rpartition(".")
+    return network.get_submodule(parent), leaf

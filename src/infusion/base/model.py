@@ -7,35 +7,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from string import hexdigits
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
 from infusion.base.cross_attention import cross_attentions
+from infusion.base.customization import Customization, attached
 from infusion.base.denoiser import Conditioning, Denoiser
-from infusion.base.streams import TwinStreams, ValueResiduals
 from infusion.errors import UserError
 from infusion.prompts import parse_prompt, tokenize
 
 TOYBOX = "toybox"
 TOYBOX_DIR = Path(__file__).parents[1] / "toybox" / "foundation"
 _FINGERPRINT_WEIGHTS = 64
-
-
-class Customization(Protocol):
-    """What can be laid on a base: all that the base needs to know of an adapter."""
-
-    concept_name: str
-
-    def check_fits(self, base: "Base") -> None:
-        """Raise UserError if the base lacks what is to be edited."""
-        ...
-
-    def edit(self) -> ValueResiduals:
-        """The change of the base."""
-        ...
 
 
 @dataclass
@@ -109,22 +95,26 @@ class Base:
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], class_nouns: Mapping[str, str] | None = None) -> Conditioning:
+    def encode(self, prompts: Sequence[str], words: Mapping[str, str] | None = None) -> Conditioning:
         """Text states of the prompts, and where each concept stands in them.
 
         Args:
             prompts: B prompts; `<name>` stands for the concept called name.
-            class_nouns: class noun by concept name.
+            words: what the text model reads for a concept, by concept name: its class noun.
 
         Raises:
             UserError: a placeholder names no concept, or stands beyond the last token the model reads.
         """
-        parsed = [parse_prompt(prompt, class_nouns or {}) for prompt in prompts]
+        parsed = [parse_prompt(prompt, words or {}) for prompt in prompts]
         encoded, concept_tokens = tokenize(self.tokenizer, parsed)
         masked = getattr(self.text_encoder.config, "use_attention_mask", False)
+        token_ids = encoded.input_ids.to(self.device)
         mask = encoded.attention_mask.to(self.device) if masked else None
-        states = self.text_encoder(encoded.input_ids.to(self.device), attention_mask=mask)[0]
-        return Conditioning(states.to(self.dtype), tuple(concept_tokens))
+        return Conditioning(self.read_tokens(token_ids, mask), tuple(concept_tokens), token_ids, mask)
+
+    def read_tokens(self, token_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Text states [B, T, C] of token ids [B, T]."""
+        return self.text_encoder(token_ids, attention_mask=attention_mask)[0].to(self.dtype)
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's prediction, of the kind `scheduler.config.prediction_type` names; [B, C, H, W]."""
@@ -138,8 +128,8 @@ class Base:
         Args:
             borrows: [B] bool, which rows take the foundation's queries; None leaves it to the adapters' methods.
         """
-        with attached(self, adapters, borrows) as streams:
-            yield _Customized(self, streams)
+        with attached(self, adapters, borrows) as denoiser:
+            yield denoiser
 
     def fingerprint(self) -> str:
         """64 weights of the cross-attention keys, rounded to bfloat16, as hexadecimal digits.
@@ -155,34 +145,6 @@ class Base:
             picked.append(weight[i * len(weight) // _FINGERPRINT_WEIGHTS].float().cpu())
         values = torch.stack(picked)
         return values.bfloat16().view(torch.uint16).numpy().astype(">u2").tobytes().hex()
-
-
-@dataclass
-class _Customized:
-    """A base under value residuals; a `Denoiser`."""
-
-    base: Base
-    streams: TwinStreams
-
-    def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        self.streams.rows = conditioning.concept_tokens
-        return self.base.predict(noisy_latents, timesteps, conditioning)
-
-
-@contextmanager
-def attached(base: Base, adapters: Sequence[Customization], borrows: Tensor | None = None) -> Iterator[TwinStreams]:
-    """The adapters' edits, on the live network for the length of the block.
-
-    Raises:
-        UserError: two concepts share a name, or an adapter edits layers that the base lacks.
-    """
-    names = [adapter.concept_name for adapter in adapters]
-    if len(set(names)) < len(names):
-        raise UserError(f"Two concepts share a name among: {', '.join(names)}; train one under another name.")
-    for adapter in adapters:
-        adapter.check_fits(base)
-    with TwinStreams(base.unet, [adapter.edit() for adapter in adapters], borrows).attached() as streams:
-        yield streams
 
 
 def same_base(fingerprint: str, other: str) -> bool:

@@ -10,7 +10,7 @@ residuals are added to the values at the concept's tokens:
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -29,12 +29,14 @@ from infusion.prompts import ConceptTokens
 class ValueResiduals:
     """The edit of one concept: a vector to add to the values of every layer at the concept's tokens.
 
-    vectors: [width] by layer path. borrows: whether the concept's rows take the foundation's queries.
+    vectors: [width] by layer path. borrows: whether the concept's rows take the foundation's queries. key_vectors:
+    [width] by layer path, added to the keys; with any, the maps are no longer the foundation's.
     """
 
     concept: str
     vectors: Mapping[str, Tensor]
     borrows: bool
+    key_vectors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class TwinStreams:
         with ExitStack() as stack:
             for path, layer in cross_attentions(self.network).items():
                 stack.enter_context(hook_output(layer.to_q, partial(self._on_queries, path)))
+                stack.enter_context(hook_output(layer.to_k, partial(self._on_keys, path)))
                 stack.enter_context(hook_output(layer.to_v, partial(self._on_values, path)))
             stack.enter_context(wrap_forward(self.network, self._forward))
             yield self
@@ -142,14 +145,20 @@ class TwinStreams:
         return queries
 
     def _on_values(self, path: str, values: Tensor) -> Tensor:
-        """values [K, T, W]: the residual of every concept is added at the tokens that name it."""
+        return self._added(values, {name: residual.vectors.get(path) for name, residual in self.residuals.items()})
+
+    def _on_keys(self, path: str, keys: Tensor) -> Tensor:
+        return self._added(keys, {name: residual.key_vectors.get(path) for name, residual in self.residuals.items()})
+
+    def _added(self, states: Tensor, vectors: Mapping[str, Tensor | None]) -> Tensor:
+        """states [K, T, W] of the customized pass, with every concept's vector [W] at the tokens that name it."""
         if not self._replaying:
-            return values
-        for concept, residual in self.residuals.items():
-            if path in residual.vectors:
-                added = self._replaying.here[concept][..., None] * residual.vectors[path].to(values.device)
-                values = values + added.to(values.dtype)
-        return values
+            return states
+        for concept, vector in vectors.items():
+            if vector is not None:
+                added = self._replaying.here[concept][..., None] * vector.to(states.device)
+                states = states + added.to(states.dtype)
+        return states
 
 
 def _take_rows(value: Any, at: Tensor, batch_size: int) -> Any:

@@ -1,8 +1,39 @@
 """One file per method; this folder is the registry."""
 
+from infusion.methods.custom_diffusion import CustomDiffusion
+from infusion.methods.dreambooth import DreamBooth
+from infusion.methods.extended_textual_inversion import ExtendedTextualInversion
 from infusion.methods.infusion import Infusion
-from infusion.methods.method import Adapter, Method
+from infusion.methods.lora import LoRA, read_lora
+from infusion.methods.method import Adapter, Method, together
+from infusion.methods.perfusion import Perfusion
+from infusion.methods.textual_inversion import TextualInversion, read_textual_inversion
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Infusion,)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        Infusion,
+        TextualInversion,
+        ExtendedTextualInversion,
+        Perfusion,
+        CustomDiffusion,
+        LoRA,
+        DreamBooth,
+    )
+}
 
-__all__ = ["METHODS", "Adapter", "Infusion", "Method"]
+__all__ = [
+    "METHODS",
+    "Adapter",
+    "CustomDiffusion",
+    "DreamBooth",
+    "ExtendedTextualInversion",
+    "Infusion",
+    "LoRA",
+    "Method",
+    "Perfusion",
+    "TextualInversion",
+    "read_lora",
+    "read_textual_inversion",
+    "together",
+]

@@ -12,13 +12,13 @@ from infusion.base.cross_attention import value_widths
 from infusion.base.model import Base
 from infusion.base.streams import ValueResiduals
 from infusion.errors import UserError
-from infusion.methods.method import Adapter, Method
+from infusion.methods.method import Adapter, Method, load_tensors, register_at
 from infusion.settings import setting
 
 if TYPE_CHECKING:
     from infusion.concept import Concept
 
-_SUFFIX = ".to_v.value_residual"
+_VALUE, _KEY = ".to_v.value_residual", ".to_k.key_residual"
 _NAMED_LAYERS = {"all": "*", "down": "down_blocks.*", "mid": "mid_block.*", "up": "up_blocks.*"}
 
 
@@ -46,6 +46,10 @@ class Infusion(Method):
         maximum=1,
     )
 
+    keys: bool = setting(
+        False, help="Also learn a residual for the keys, as the authors' code does where xformers is installed."
+    )
+
     def adapter(self, base: Base, concept: "Concept") -> "InfusionAdapter":
         """Zero residuals for the chosen layers: a fresh adapter is silent.
 
@@ -55,9 +59,9 @@ class Infusion(Method):
         widths = self._layer_widths(base.unet)
         return InfusionAdapter(self, concept.name, concept.class_noun, widths).to(base.device)
 
-    def num_parameters(self, network: nn.Module) -> int:
-        """The sum of the widths of the chosen layers: 12,480 for all of Stable Diffusion 1.5."""
-        return sum(self._layer_widths(network).values())
+    def num_parameters(self, base: Base, class_noun: str) -> int:
+        """The sum of the widths of the chosen layers: 12,480 for all of Stable Diffusion 1.5; twice that with keys."""
+        return sum(self._layer_widths(base.unet).values()) * (2 if self.keys else 1)
 
     def _layer_widths(self, network: nn.Module) -> dict[str, int]:
         widths = value_widths(network)
@@ -73,11 +77,10 @@ class Infusion(Method):
     def restored(
         self, base: Base, tensors: Mapping[str, Tensor], concept_name: str, class_noun: str
     ) -> "InfusionAdapter":
-        widths = {name.removesuffix(_SUFFIX): tensor.numel() for name, tensor in tensors.items()}
+        values = {name: tensor for name, tensor in tensors.items() if name.endswith(_VALUE)}
+        widths = {name.removesuffix(_VALUE): tensor.numel() for name, tensor in values.items()}
         _check_layers(widths, base, concept_name)
-        adapter = InfusionAdapter(self, concept_name, class_noun, widths)
-        adapter.load_state_dict(tensors)
-        return adapter.to(base.device).eval()
+        return load_tensors(InfusionAdapter(self, concept_name, class_noun, widths), tensors, base)
 
 
 class InfusionAdapter(Adapter):
@@ -92,11 +95,13 @@ class InfusionAdapter(Adapter):
     def __init__(self, method: Infusion, concept_name: str, class_noun: str, widths: Mapping[str, int]) -> None:
         super().__init__(method, concept_name, class_noun)
         for path, width in widths.items():
-            _register(self, path + _SUFFIX, nn.Parameter(torch.zeros(width)))
+            for suffix in (_VALUE, _KEY) if method.keys else (_VALUE,):
+                register_at(self, path + suffix, nn.Parameter(torch.zeros(width)))
 
-    def residuals(self) -> dict[str, nn.Parameter]:
-        """The residuals by layer path."""
-        return {name.removesuffix(_SUFFIX): parameter for name, parameter in self.named_parameters()}
+    def residuals(self, suffix: str = _VALUE) -> dict[str, nn.Parameter]:
+        """The value residuals by layer path."""
+        named = self.named_parameters()
+        return {name.removesuffix(suffix): parameter for name, parameter in named if name.endswith(suffix)}
 
     def draw_borrows(self, batch_size: int, generator: torch.Generator) -> Tensor | None:
         if self.method.streams != "mixed":
@@ -106,8 +111,9 @@ class InfusionAdapter(Adapter):
     def check_fits(self, base: Base) -> None:
         _check_layers({path: len(residual) for path, residual in self.residuals().items()}, base, self.concept_name)
 
-    def edit(self) -> ValueResiduals:
-        return ValueResiduals(self.concept_name, self.residuals(), borrows=self.method.streams != "single")
+    def edits(self, base: Base) -> list[ValueResiduals]:
+        borrows = self.method.streams != "single"
+        return [ValueResiduals(self.concept_name, self.residuals(), borrows, self.residuals(_KEY))]
 
 
 def _check_layers(widths: Mapping[str, int], base: Base, concept_name: str) -> None:
@@ -118,12 +124,3 @@ def _check_layers(widths: Mapping[str, int], base: Base, concept_name: str) -> N
                 f'The adapter of "{concept_name}" edits {path} with width {width}, but the base "{base.id}" has '
                 f"{there.get(path, 'no such layer')} there: it is for another architecture."
             )
-
-
-def _register(module: nn.Module, path: str, parameter: nn.Parameter) -> None:
-    *parents, leaf = path.split(".")
-    for name in parents:
-        if name not in module._modules:
-            module.add_module(name, nn.Module())
-        module = module._modules[name]  # type: ignore[assignment]
-    module.register_parameter(leaf, parameter)

@@ -1,15 +1,16 @@
 """Method: frozen settings that make adapters. Adapter: a module that owns tensors, and how they edit a base."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from infusion.base.customization import Edit
 from infusion.base.model import Base
-from infusion.base.streams import ValueResiduals
+from infusion.errors import UserError
 from infusion.settings import setting, validate
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 class Adapter(nn.Module, ABC):
     """What a method learns of one concept. `parameters()` trains, `state_dict()` is the file.
 
-    In prompts the concept is written `<concept_name>`; the text model reads the class noun.
+    In prompts the concept is written `<concept_name>`; the text model reads `words` there.
     """
 
     def __init__(self, method: "Method", concept_name: str, class_noun: str) -> None:
@@ -29,43 +30,124 @@ class Adapter(nn.Module, ABC):
         self.class_noun = class_noun
 
     @property
+    def words(self) -> str:
+        """What the text model reads where a prompt names the concept."""
+        return self.method.words(self.class_noun)
+
+    @property
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What trains, with its learning rate, as torch's optimisers take it."""
+        return [{"params": list(self.parameters()), "lr": self.method.learning_rate}]
+
     def draw_borrows(self, batch_size: int, generator: torch.Generator) -> Tensor | None:
-        """Which rows of a training batch take the foundation's queries, [B]; None for what `edit` says."""
+        """Which rows of a training batch take the foundation's queries, [B]; None for what the edits say."""
         return None
+
+    def after_step(self, base: Base) -> None:  # noqa: B027 (most methods have nothing to do here)
+        """What a method keeps up to date beside the optimiser."""
 
     @abstractmethod
     def check_fits(self, base: Base) -> None:
         """Raise UserError if the base lacks what this adapter edits."""
 
     @abstractmethod
-    def edit(self) -> ValueResiduals:
+    def edits(self, base: Base) -> Sequence[Edit]:
         """How this adapter changes its base."""
 
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """A recipe: a frozen dataclass of settings."""
+    """A recipe: a frozen dataclass of settings.
+
+    Two settings of training are the method's own: `masked_loss`, whether only the subject is learnt, and
+    `prior_preservation_weight`, how much pictures of the class that the base draws itself count beside the concept's.
+    """
 
     name: ClassVar[str]
     paper: ClassVar[str]
+    prior_preservation_weight: ClassVar[float] = 0.0
+    num_class_images: ClassVar[int] = 0
 
     learning_rate: float = setting(0.01, help="AdamW's learning rate.", above=0)
     max_train_steps: int = setting(500, help="Optimiser steps.", minimum=1)
+    masked_loss: bool = setting(True, help="Learn the subject only, and nothing of what is around it.")
 
     def __post_init__(self) -> None:
         validate(self)
 
-    @abstractmethod
-    def adapter(self, base: Base, concept: "Concept") -> Adapter:
-        """A fresh adapter for a concept: it changes nothing until it is trained."""
+    def words(self, class_noun: str) -> str:
+        """What the text model reads where a prompt names the concept: by default the class noun."""
+        return class_noun
 
     @abstractmethod
-    def num_parameters(self, network: nn.Module) -> int:
-        """How many numbers an adapter for this network learns: the method's closed form."""
+    def adapter(self, base: Base, concept: "Concept") -> Adapter:
+        """A fresh adapter for a concept: it predicts what the base predicts for `words`, until it is trained."""
+
+    @abstractmethod
+    def num_parameters(self, base: Base, class_noun: str) -> int:
+        """How many numbers an adapter for this base learns: the method's closed form."""
 
     @abstractmethod
     def restored(self, base: Base, tensors: Mapping[str, Tensor], concept_name: str, class_noun: str) -> Adapter:
         """An adapter with the tensors of a file, ready for use; UserError if the base lacks what they edit."""
+
+    @classmethod
+    def together(cls, base: Base, adapters: Sequence[Adapter]) -> Sequence[Adapter]:
+        """Adapters of this method that can be laid on one base at a time; UserError where the method cannot compose.
+
+        By default the method's edits simply add up.
+        """
+        return adapters
+
+
+def together(base: Base, adapters: Sequence[Adapter]) -> Sequence[Adapter]:
+    """Adapters for one prompt, as their method composes them.
+
+    Raises:
+        UserError: they are of several methods, or of one that cannot compose.
+    """
+    if len(adapters) < 2:
+        return adapters
+    methods = {type(adapter.method) for adapter in adapters}
+    if len(methods) > 1:
+        names = ", ".join(f"<{adapter.concept_name}> ({adapter.method.name})" for adapter in adapters)
+        raise UserError(f"Concepts of one method can stand in one prompt; these are of several: {names}.")
+    return methods.pop().together(base, adapters)
+
+
+def register_at(module: nn.Module, path: str, parameter: nn.Parameter) -> None:
+    """Register a parameter under a dotted path, so that `state_dict()` mirrors the network's own names."""
+    *parents, leaf = path.split(".")
+    for name in parents:
+        if name not in module._modules:
+            module.add_module(name, nn.Module())
+        module = module._modules[name]  # type: ignore[assignment]
+    module.register_parameter(leaf, parameter)
+
+
+def load_tensors(adapter: Adapter, tensors: Mapping[str, Tensor], base: Base) -> Any:
+    """The adapter with the tensors of a file, ready for use.
+
+    Raises:
+        UserError: their names or shapes are not those of the adapter.
+    """
+    own = {name: tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if own != given:
+        name = min(own.items() ^ given.items())[0]
+        raise UserError(
+            f'The adapter of "{adapter.concept_name}" does not fit the base "{base.id}" or its own settings: {name} has '
+            f"the shape {given.get(name, 'none')} where {own.get(name, 'none')} is expected."
+        )
+    adapter.load_state_dict(dict(tensors))
+    return adapter.to(base.device).eval()
+
+
+def embeddings_of(base: Base, words: str) -> Tensor:
+    """The text model's own embeddings of the tokens of `words` in a prompt, [n, width]."""
+    conditioning = base.encode(["a <words>"], {"words": words})
+    ids = conditioning.token_ids[0, list(conditioning.concept_tokens[0]["words"])]
+    return base.text_encoder.get_input_embeddings()(ids).detach().float().clone()

@@ -1,0 +1,110 @@
+"""A base + adapters' edits -> a denoiser; leaving the block undoes them all."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor, nn
+
+from infusion.base.denoiser import Conditioning
+from infusion.base.edits import swap_parameter, wrap_module
+from infusion.base.streams import TwinStreams, ValueResiduals
+from infusion.base.token_vectors import TextReader, TokenVectors
+from infusion.errors import UserError
+
+if TYPE_CHECKING:
+    from infusion.base.model import Base
+
+
+@dataclass(frozen=True)
+class SwappedParameters:
+    """The edit of a method with weights of its own: tensors that stand in for the network's, by parameter path."""
+
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class WrappedModules:
+    """The edit of a method that adds to layers: by module path, what makes the new layer of the one that is there."""
+
+    wrappers: Mapping[str, Callable[[nn.Module], nn.Module]]
+
+
+Edit = ValueResiduals | TokenVectors | SwappedParameters | WrappedModules
+
+
+class Customization(Protocol):
+    """What can be laid on a base: all that the base needs to know of an adapter."""
+
+    concept_name: str
+
+    def check_fits(self, base: "Base") -> None:
+        """Raise UserError if the base lacks what is to be edited."""
+        ...
+
+    def edits(self, base: "Base") -> Sequence[Edit]:
+        """The changes of the base."""
+        ...
+
+
+class Customized:
+    """A base under edits; a `Denoiser`. streams and texts are None where no edit needs them."""
+
+    def __init__(self, base: "Base", streams: TwinStreams | None, texts: TextReader | None) -> None:
+        self.base = base
+        self.streams = streams
+        self.texts = texts
+
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        if self.texts:
+            conditioning = self.texts.read(conditioning)
+        if self.streams:
+            self.streams.rows = conditioning.concept_tokens
+        return self.base.predict(noisy_latents, timesteps, conditioning)
+
+
+@contextmanager
+def attached(base: "Base", adapters: Sequence[Customization], borrows: Tensor | None = None) -> Iterator[Customized]:
+    """The adapters' edits, on the live network for the length of the block.
+
+    Args:
+        borrows: [B] bool, which rows take the foundation's queries; None leaves it to the adapters' methods.
+
+    Raises:
+        UserError: two concepts share a name, both bring a whole weight of their own for one place, or an adapter edits
+            layers that the base lacks.
+    """
+    names = [adapter.concept_name for adapter in adapters]
+    if len(set(names)) < len(names):
+        raise UserError(f"Two concepts share a name among: {', '.join(names)}; train one under another name.")
+    edits: list[Edit] = []
+    for adapter in adapters:
+        adapter.check_fits(base)
+        edits += adapter.edits(base)
+    with ExitStack() as stack:
+        for path, tensor in _swapped(edits, names).items():
+            stack.enter_context(swap_parameter(base.unet, path, tensor))
+        for edit in edits:
+            if isinstance(edit, WrappedModules):
+                for path, wrapper in edit.wrappers.items():
+                    stack.enter_context(wrap_module(base.unet, path, wrapper))
+        vectors = [edit for edit in edits if isinstance(edit, TokenVectors)]
+        texts = stack.enter_context(TextReader(base, vectors).attached()) if vectors else None
+        residuals = [edit for edit in edits if isinstance(edit, ValueResiduals)]
+        streams = stack.enter_context(TwinStreams(base.unet, residuals, borrows).attached()) if residuals else None
+        yield Customized(base, streams, texts)
+
+
+def _swapped(edits: Sequence[Edit], names: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors that stand in, by parameter path; several adapters may bring one and the same tensor."""
+    swapped: dict[str, Tensor] = {}
+    for edit in edits:
+        if isinstance(edit, SwappedParameters):
+            for path, tensor in edit.tensors.items():
+                if swapped.setdefault(path, tensor) is not tensor:
+                    raise UserError(
+                        f"The concepts {', '.join(names)} each bring weights of their own for {path}, and a network has "
+                        "one: use one of them at a time."
+                    )
+    return swapped

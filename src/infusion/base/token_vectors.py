@@ -1,0 +1,97 @@
+"""Conditioning + learned token vectors -> conditioning in which the text model has read them.
+
+The vectors stand in for the text model's input embeddings at the tokens that name a concept; the vocabulary is not
+touched. Rows that name no concept keep their states, to the bit.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infusion.base.cross_attention import cross_attentions
+from infusion.base.denoiser import Conditioning
+from infusion.base.edits import hook_input, hook_output
+
+ALL_LAYERS = ""
+
+
+@dataclass(frozen=True)
+class TokenVectors:
+    """The edit of one concept: embeddings of the tokens that name it.
+
+    vectors: [n, width] for its n tokens, by the path of the cross-attention layer that reads them; under `ALL_LAYERS`
+    for every layer that has none of its own.
+    """
+
+    concept: str
+    vectors: Mapping[str, Tensor]
+
+
+class TextReader:
+    """Reads rows that name concepts with the concepts' own token vectors.
+
+    encode: the base's text model, (token ids [B, T], mask or None) -> states [B, T, C]. Outside of training what was
+    read last is kept, because a sampler gives the same conditioning at every step.
+    """
+
+    def __init__(self, base: Any, edits: Sequence[TokenVectors]) -> None:
+        self.base = base
+        self.edits = {edit.concept: edit.vectors for edit in edits}
+        self._last: tuple[Conditioning, Conditioning] | None = None
+        self._by_layer: Mapping[str, Tensor] = {}
+
+    @contextmanager
+    def attached(self):  # type: ignore[no-untyped-def]
+        """Within the block, layers with states of their own are given those of the conditioning read last."""
+        paths = {path for vectors in self.edits.values() for path in vectors} - {ALL_LAYERS}
+        layers = cross_attentions(self.base.unet) if paths else {}
+        with ExitStack() as stack:
+            for path in paths:
+                for projection in (layers[path].to_k, layers[path].to_v):
+                    stack.enter_context(hook_input(projection, partial(self._own_states, path)))
+            yield self
+
+    def _own_states(self, path: str, states: Tensor) -> Tensor:
+        return self._by_layer.get(path, states)
+
+    def read(self, conditioning: Conditioning) -> Conditioning:
+        """The conditioning with the states that follow from the concepts' vectors."""
+        if self._last and self._last[0] is conditioning and not torch.is_grad_enabled():
+            found = self._last[1]
+        else:
+            found = self._read(conditioning)
+            self._last = (conditioning, found)
+        self._by_layer = found.states_by_layer
+        return found
+
+    def _read(self, conditioning: Conditioning) -> Conditioning:
+        named = [row for row, tokens in enumerate(conditioning.concept_tokens) if tokens.keys() & self.edits.keys()]
+        if not named:
+            return conditioning
+        rows, at = conditioning.rows(named), torch.tensor(named, device=conditioning.text_states.device)
+        states: dict[str, Tensor] = {}
+        for path in sorted({path for vectors in self.edits.values() for path in vectors}):
+            with hook_output(self.base.text_encoder.get_input_embeddings(), partial(self._with_vectors, rows, path)):
+                read = self.base.read_tokens(rows.token_ids, rows.attention_mask)
+            states[path] = conditioning.text_states.index_copy(0, at, read)
+        shared = states.pop(ALL_LAYERS, conditioning.text_states)
+        return replace(conditioning, text_states=shared, states_by_layer=states)
+
+    def _with_vectors(self, rows: Conditioning, path: str, embeddings: Tensor) -> Tensor:
+        """embeddings [B, T, width], with the vectors of every concept at its tokens, mention by mention."""
+        for row, tokens in enumerate(rows.concept_tokens):
+            for concept in tokens.keys() & self.edits.keys():
+                vectors = self.edits[concept].get(path, self.edits[concept].get(ALL_LAYERS))
+                if vectors is None:
+                    continue
+                at = torch.tensor(tokens[concept], device=embeddings.device)
+                mentions, rest = divmod(len(at), len(vectors))
+                assert not rest, f"<{concept}> has {len(vectors)} vectors for {len(at)} tokens"
+                where = (torch.full_like(at, row), at)
+                embeddings = embeddings.index_put(where, vectors.repeat(mentions, 1).to(embeddings.dtype))
+        return embeddings

@@ -1,0 +1,75 @@
+"""DreamBooth: every weight of the network, and pictures of the class to keep it (Ruiz et al., arXiv 2208.12242)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+
+from infusion.base.customization import SwappedParameters
+from infusion.base.model import Base
+from infusion.errors import UserError
+from infusion.methods.method import Adapter, Method, load_tensors, register_at
+from infusion.settings import setting
+
+if TYPE_CHECKING:
+    from infusion.concept import Concept
+
+
+@dataclass(frozen=True)
+class DreamBooth(Method):
+    """A copy of the whole UNet, trained on "sks cat". Defaults: diffusers' training script with prior preservation."""
+
+    name: ClassVar[str] = "dreambooth"
+    paper: ClassVar[str] = "arXiv 2208.12242"
+
+    learning_rate: float = setting(5e-6, help="AdamW's learning rate.", above=0)
+    max_train_steps: int = setting(800, help="Optimiser steps.", minimum=1)
+    masked_loss: bool = setting(False, help="Learn the subject only, and nothing of what is around it.")
+    rare_token: str = setting("sks", help="The word before the class noun that stands for the concept.")
+    prior_preservation_weight: float = setting(  # type: ignore[misc]  # a setting here, a constant elsewhere
+        1.0, help="How much pictures of the class that the base draws count in the loss; 0 is without.", minimum=0
+    )
+    num_class_images: int = setting(  # type: ignore[misc]
+        200, help="Pictures of the class that the base draws for prior preservation.", minimum=1
+    )
+
+    def words(self, class_noun: str) -> str:
+        return f"{self.rare_token} {class_noun}"
+
+    def adapter(self, base: Base, concept: "Concept") -> "DreamBoothAdapter":
+        return DreamBoothAdapter(self, concept.name, concept.class_noun, dict(base.unet.named_parameters()))
+
+    def num_parameters(self, base: Base, class_noun: str) -> int:
+        """All of the UNet's: 860 million on Stable Diffusion 1.5."""
+        return sum(parameter.numel() for parameter in base.unet.parameters())
+
+    def restored(
+        self, base: Base, tensors: Mapping[str, Tensor], concept_name: str, class_noun: str
+    ) -> "DreamBoothAdapter":
+        return load_tensors(DreamBoothAdapter(self, concept_name, class_noun, tensors), tensors, base)
+
+    @classmethod
+    def together(cls, base: Base, adapters: Sequence[Adapter]) -> Sequence[Adapter]:
+        names = ", ".join(f"<{adapter.concept_name}>" for adapter in adapters)
+        raise UserError(f"{names} are whole networks, and one runs at a time: DreamBooth's concepts do not compose.")
+
+
+class DreamBoothAdapter(Adapter):
+    """Weights in the place of the UNet's, under the UNet's own names."""
+
+    def __init__(self, method: DreamBooth, concept_name: str, class_noun: str, weights: Mapping[str, Tensor]) -> None:
+        super().__init__(method, concept_name, class_noun)
+        for path, weight in weights.items():
+            register_at(self, path, nn.Parameter(weight.detach().float().clone()))
+
+    def check_fits(self, base: Base) -> None:
+        there = {path: weight.shape for path, weight in base.unet.named_parameters()}
+        if {path: weight.shape for path, weight in self.named_parameters()} != there:
+            raise UserError(
+                f'The weights of <{self.concept_name}> are not those of the network of "{base.id}": they are for '
+                "another architecture."
+            )
+
+    def edits(self, base: Base) -> list[SwappedParameters]:
+        return [SwappedParameters({path: weight.to(base.dtype) for path, weight in self.named_parameters()})]

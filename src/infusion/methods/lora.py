@@ -1,0 +1,133 @@
+"""LoRA on a DreamBooth prompt: low-rank additions to all attention projections, by PEFT (Hu et al., arXiv 2106.09685)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from infusion.base.customization import WrappedModules
+from infusion.base.model import Base
+from infusion.errors import UserError
+from infusion.methods.method import Adapter, Method, load_tensors, register_at
+from infusion.settings import setting
+
+if TYPE_CHECKING:
+    from infusion.concept import Concept
+
+_PREFIX = "unet."
+_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+_MATRICES = ("lora_A", "lora_B")
+
+
+@dataclass(frozen=True)
+class LoRA(Method):
+    """W + B A on q, k, v and out of every attention, trained on "sks cat". Defaults: diffusers' training script.
+
+    Its files are PEFT's: `pipe.load_lora_weights` reads them, and "sks cat" is then the prompt's word for the concept.
+    """
+
+    name: ClassVar[str] = "lora"
+    paper: ClassVar[str] = "arXiv 2106.09685"
+
+    learning_rate: float = setting(1e-4, help="AdamW's learning rate.", above=0)
+    masked_loss: bool = setting(False, help="Learn the subject only, and nothing of what is around it.")
+    rank: int = setting(4, help="Rank of the additions; they are not scaled (alpha = rank).", minimum=1)
+    rare_token: str = setting("sks", help="The word before the class noun that stands for the concept.")
+
+    def words(self, class_noun: str) -> str:
+        return f"{self.rare_token} {class_noun}"
+
+    def adapter(self, base: Base, concept: "Concept") -> "LoRAAdapter":
+        return LoRAAdapter(self, concept.name, concept.class_noun, base)
+
+    def num_parameters(self, base: Base, class_noun: str) -> int:
+        """Rank times the sum of inputs and outputs of the projections: 797,184 on Stable Diffusion 1.5 at rank 4."""
+        layers = _projections(base.unet).values()
+        return sum(self.rank * (layer.in_features + layer.out_features) for layer in layers)
+
+    def restored(self, base: Base, tensors: Mapping[str, Tensor], concept_name: str, class_noun: str) -> "LoRAAdapter":
+        return load_tensors(LoRAAdapter(self, concept_name, class_noun, base), tensors, base)
+
+
+class LoRAAdapter(Adapter):
+    """PEFT's layers around the base's projections. Its tensors are the matrices A and B, under diffusers' names."""
+
+    method: LoRA
+
+    def __init__(self, method: LoRA, concept_name: str, class_noun: str, base: Base) -> None:
+        super().__init__(method, concept_name, class_noun)
+        layers = _peft_layers(_projections(base.unet), method.rank)
+        # Not registered: they hold the base's own weights, which are no part of the adapter.
+        self.__dict__["layers"] = layers
+        for path, layer in layers.items():
+            for matrix in _MATRICES:
+                register_at(self, f"{_PREFIX}{path}.{matrix}.weight", getattr(layer, matrix)["default"].weight)
+
+    def check_fits(self, base: Base) -> None:
+        there = {path: (layer.in_features, layer.out_features) for path, layer in _projections(base.unet).items()}
+        if {path: (layer.in_features, layer.out_features) for path, layer in self.layers.items()} != there:
+            raise UserError(
+                f'The LoRA of <{self.concept_name}> adds to other projections than those of "{base.id}": it is for '
+                "another architecture."
+            )
+
+    def edits(self, base: Base) -> list[WrappedModules]:
+        return [WrappedModules({path: partial(_around, layer) for path, layer in self.layers.items()})]
+
+
+def _around(layer: Any, module: nn.Module) -> nn.Module:
+    layer.base_layer = module
+    return layer
+
+
+def _projections(network: nn.Module) -> dict[str, nn.Linear]:
+    return {
+        path: module
+        for path, module in network.named_modules()
+        if isinstance(module, nn.Linear) and path.endswith(tuple(f".{name}" for name in _PROJECTIONS))
+    }
+
+
+def _peft_layers(projections: Mapping[str, nn.Linear], rank: int) -> dict[str, Any]:
+    """PEFT's layer for every projection, around it; the network that the projections are of is not touched."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    shell = nn.ModuleDict({path.replace(".", "/"): layer for path, layer in projections.items()})
+    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(shell))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        inject_adapter_in_model(config, shell)
+    layers: dict[str, Any] = {path: shell[path.replace(".", "/")] for path in projections}
+    for layer in layers.values():
+        for matrix in _MATRICES:
+            getattr(layer, matrix).float()
+    return layers
+
+
+def read_lora(path: str | Path, base: Base, concept_name: str, class_noun: str, rare_token: str = "sks") -> LoRAAdapter:
+    """A LoRA of the UNet's attention projections, made by diffusers' scripts or converted by its loader.
+
+    Raises:
+        UserError: the file cannot be read, or adds to anything else than all of these projections.
+    """
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import convert_state_dict_to_peft
+
+    path = Path(path)
+    try:
+        tensors, alphas = StableDiffusionPipeline.lora_state_dict(str(path.parent), weight_name=path.name)
+    except Exception as error:  # whatever diffusers' converters stumble over
+        raise UserError(f"{path} cannot be read as a LoRA: {str(error).splitlines()[0]}") from error
+    tensors = convert_state_dict_to_peft({name: tensor.float() for name, tensor in tensors.items()})
+    ranks = {tensor.shape[0] for name, tensor in tensors.items() if ".lora_A." in name}
+    if len(ranks) != 1:
+        raise UserError(f"{path} has layers of the ranks {sorted(ranks)}; LoRAs of one rank can be read.")
+    rank = ranks.pop()
+    for name, alpha in (alphas or {}).items():
+        layer = name.removesuffix(".alpha")
+        tensors[f"{layer}.lora_B.weight"] = tensors[f"{layer}.lora_B.weight"] * (float(alpha) / rank)
+    return LoRA(rank=rank, rare_token=rare_token).restored(base, tensors, concept_name, class_noun)
