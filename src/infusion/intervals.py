@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 _NORMAL_95 = 1.959964
 _NUM_RESAMPLES = 2000
@@ -55,3 +56,21 @@ def bootstrap(statistic: Callable[[np.ndarray], float], samples: np.ndarray, see
 def mean(values: Sequence[float] | np.ndarray) -> Figure:
     """Mean, with its bootstrap interval."""
     return bootstrap(lambda some: float(some.mean()), np.asarray(values, dtype=float))
+
+
+def jackknife(statistic: Callable[[np.ndarray], float], num_groups: int) -> Figure:
+    """A statistic of groups, with Student's interval over leaving out one group at a time (Tukey, 1958).
+
+    For statistics that repeated samples would bias, as the bootstrap draws them: a distance between two samples.
+
+    Args:
+        statistic: of the numbers of the groups that are kept, out of 0..num_groups - 1.
+    """
+    if num_groups < 2:
+        raise ValueError("a jackknife of fewer than two groups")
+    every = np.arange(num_groups)
+    value = statistic(every)
+    without = np.array([statistic(np.delete(every, group)) for group in every])
+    error = np.sqrt((num_groups - 1) * without.var())
+    half = float(stdtrit(num_groups - 1, 0.975) * error)
+    return Figure(value, value - half, value + half, num_groups)

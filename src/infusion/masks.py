@@ -34,7 +34,7 @@ def subject_masks(base: Base, concept: Concept) -> list[SubjectMask]:
     size = base.size_px
     images = [square(image, size) for image in concept.images]
     missing = [i for i, mask in enumerate(concept.masks) if mask is None]
-    found = dict(zip(missing, _attention_masks(base, [images[i] for i in missing], concept.class_noun), strict=True))
+    found = dict(zip(missing, attention_masks(base, [images[i] for i in missing], concept.class_noun), strict=True))
     return [
         SubjectMask(found[i], "attention") if mask is None else SubjectMask(square(mask, size), str(source))
         for i, (mask, source) in enumerate(zip(concept.masks, concept.mask_sources, strict=True))
@@ -42,8 +42,8 @@ def subject_masks(base: Base, concept: Concept) -> list[SubjectMask]:
 
 
 @torch.no_grad()
-def _attention_masks(base: Base, images: Sequence[Image.Image], class_noun: str) -> list[Image.Image]:
-    """What the base's cross-attention to the class noun covers, averaged over noise, layers and heads."""
+def attention_masks(base: Base, images: Sequence[Image.Image], class_noun: str) -> list[Image.Image]:
+    """What the base's cross-attention to the class noun covers of each picture ("L"): the mean over noises, layers, heads."""
     conditioning = base.encode(["a photo of a <subject>"], {"subject": class_noun}).rows([0] * _NUM_NOISES)
     tokens = [row["subject"] for row in conditioning.concept_tokens]
     generator = torch.Generator().manual_seed(0)

@@ -1,0 +1,484 @@
+"""A specification -> results on disk: methods x individuals x prompts x seeds, each cell measured once.
+
+A benchmark lives in a folder: `cells/ROW/INDIVIDUAL.json` is what one method made of one individual, with a strip of
+its pictures beside it. Every result carries a digest of all that it depends on, is written whole, and is computed again
+only when that changes: a run that was killed goes on where it was.
+"""
+
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import time
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from infusion.adapter_file import load_adapter, read_adapter_file, save_adapter
+from infusion.base import Base, load_base
+from infusion.concept import Concept
+from infusion.encoders import load_clip, load_image_encoder
+from infusion.errors import UserError, all_at_once, nearest
+from infusion.evaluation import (
+    ConceptPictures,
+    Evaluation,
+    Plan,
+    Reference,
+    Wanted,
+    Witnesses,
+    draw,
+    evaluate,
+    pictures,
+)
+from infusion.files import whole_file
+from infusion.methods import METHODS, Adapter, Method
+from infusion.settings import parse
+from infusion.toybox.concepts import concept_pictures
+from infusion.toybox.judges import load_judges
+from infusion.toybox.scene import BACKGROUNDS, CLASSES, FIRST_RESERVED_CONCEPT
+from infusion.training import TrainingSettings, train
+from infusion.two_concepts import measure_pair
+from infusion.validity import collapse_where_known, null_ranks
+
+_SCHEMA = 1  # to be raised when what is measured changes
+BASE_ROW, NULL_ROW = "base", "null"
+_NUM_TRAINING, _NUM_ELSEWHERE, _NUM_SAME_PLACE = 5, 40, 20
+_TILE_PX = 64
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method with its settings, under the name that tables call it by."""
+
+    name: str
+    method: Method
+    training: TrainingSettings
+
+
+@dataclass(frozen=True)
+class Individual:
+    seed: int
+    class_noun: str
+
+
+@dataclass(frozen=True)
+class Specification:
+    """What a TOML file says of a benchmark. siblings: for each class noun, other nouns that S2 asks about."""
+
+    title: str
+    base: str
+    judges: str
+    individuals: tuple[Individual, ...]
+    pairs: tuple[tuple[Individual, Individual], ...]
+    pair_prompts: tuple[str, ...]
+    rows: tuple[Row, ...]
+    plan: Plan
+    siblings: Mapping[str, tuple[str, ...]]
+
+    def plan_for(self, class_noun: str) -> Plan:
+        """The plan, with the prompts about other classes than this one."""
+        own = f" {class_noun}"
+        unrelated = tuple(text for text in self.plan.unrelated if own not in text)
+        siblings = tuple(text.format(noun) for noun in self.siblings[class_noun] for text in self.plan.siblings)
+        return replace(self.plan, unrelated=unrelated, siblings=siblings)
+
+
+# ------------------------------------------------------------------------------------------------ the specification
+
+
+def load_specification(path: str | Path) -> Specification:
+    """Read a benchmark's TOML file.
+
+    Raises:
+        UserError: it cannot be read; keys, classes, methods or settings in it are unknown; all mistakes at once.
+    """
+    try:
+        told = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Cannot read the benchmark {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not a TOML file: {error}.") from error
+    known = ("title", "base", "judges", "individuals", "prompts", "drawing", "probes", "pairs", "rows")
+    mistakes = [
+        f'Unknown key "{key}".{nearest(key, known)} There are: {", ".join(known)}.' for key in told if key not in known
+    ]
+    mistakes += [f'"{key}" is missing.' for key in known if key not in told and key != "pairs"]
+    if mistakes:
+        raise all_at_once(mistakes, str(path))
+    rows = []
+    for name, settings in told["rows"].items():
+        try:
+            rows.append(_row(name, settings))
+        except UserError as error:
+            mistakes.append(f"rows.{name}: {error}")
+    classes = told["individuals"]["classes"]
+    mistakes += [
+        f'The toybox has no class "{noun}".{nearest(noun, CLASSES)}' for noun in classes if noun not in CLASSES
+    ]
+    if len(classes) <= told["probes"]["num_siblings"]:
+        mistakes.append(
+            "individuals.classes needs more classes than probes.num_siblings: siblings come from among them."
+        )
+    if mistakes:
+        raise all_at_once(mistakes, str(path))
+    individuals = _individuals(**told["individuals"])
+    probes = told["probes"]
+    plan = Plan(
+        prompts=tuple(Wanted(one["text"], {k: v for k, v in one.items() if k != "text"}) for one in told["prompts"]),
+        unrelated=tuple(probes["unrelated"]),
+        siblings=tuple(probes["siblings"]),
+        **told["drawing"],
+    )
+    pairs = told.get("pairs", {"num": 0, "prompts": []})
+    return Specification(
+        title=told["title"],
+        base=told["base"],
+        judges=told["judges"],
+        individuals=individuals,
+        pairs=_pairs(individuals, pairs["num"]),
+        pair_prompts=tuple(pairs["prompts"]),
+        rows=tuple(rows),
+        plan=plan,
+        siblings=_siblings(classes, probes["num_siblings"]),
+    )
+
+
+def _row(name: str, settings: Mapping[str, Any]) -> Row:
+    if name in (BASE_ROW, NULL_ROW):
+        raise UserError(f'"{name}" is a row that every benchmark has; choose another name.')
+    given = dict(settings)
+    called = given.pop("method", None)
+    if called not in METHODS:
+        raise UserError(f'method = "{called}" is none of: {", ".join(METHODS)}.{nearest(str(called), METHODS)}')
+    method, training = parse(given, METHODS[called], TrainingSettings)
+    return Row(name, method, training)
+
+
+def _individuals(classes: Sequence[str], each: int, first_seed: int) -> tuple[Individual, ...]:
+    """`each` individuals of every class, the first of all classes before the second: a part of them is a fair part."""
+    last = first_seed + each * len(classes)
+    if last > FIRST_RESERVED_CONCEPT:
+        raise UserError(
+            f"Concept seeds from {FIRST_RESERVED_CONCEPT:,} on are kept for others; this would use {last:,}."
+        )
+    return tuple(
+        Individual(first_seed + turn * len(classes) + n, noun) for turn in range(each) for n, noun in enumerate(classes)
+    )
+
+
+def _siblings(classes: Sequence[str], num: int) -> dict[str, tuple[str, ...]]:
+    """For each class the next ones of the benchmark's own list, round and round: neighbours should be alike."""
+    return {
+        noun: tuple(classes[(at + step) % len(classes)] for step in range(1, num + 1))
+        for at, noun in enumerate(classes)
+    }
+
+
+def _pairs(individuals: Sequence[Individual], num: int) -> tuple[tuple[Individual, Individual], ...]:
+    """`num` pairs of one class and `num` of two."""
+    pairs = list(combinations(individuals, 2))
+    same = [pair for pair in pairs if pair[0].class_noun == pair[1].class_noun]
+    other = [(individuals[n], individuals[(n + 1) % len(individuals)]) for n in range(min(num, len(individuals)))]
+    return tuple(same[:num] + [pair for pair in other if pair[0].class_noun != pair[1].class_noun])
+
+
+# ---------------------------------------------------------------------------------------------------- units of work
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One result to be made: a row's cell for an individual, or for two in one prompt."""
+
+    row: str
+    individuals: tuple[Individual, ...]
+
+    @property
+    def path(self) -> Path:
+        folder = "cells" if len(self.individuals) == 1 else "pairs"
+        return Path(folder) / self.row / ("-".join(str(one.seed) for one in self.individuals) + ".json")
+
+
+def units(spec: Specification) -> list[Unit]:
+    """All results of a benchmark, individual by individual, so that whatever is done is a comparison."""
+    names = [BASE_ROW, NULL_ROW, *(row.name for row in spec.rows)]
+    cells = [Unit(name, (one,)) for one in spec.individuals for name in names]
+    composing = [row.name for row in spec.rows if row.method.name != "dreambooth"]
+    return cells + [Unit(name, pair) for pair in spec.pairs for name in composing]
+
+
+def digest(spec: Specification, unit: Unit, fingerprint: str) -> str:
+    """What a result depends on, as 16 hexadecimal digits."""
+    row = next((row for row in spec.rows if row.name == unit.row), None)
+    facts = {
+        "schema": _SCHEMA,
+        "base": fingerprint,
+        "judges": spec.judges,
+        "row": [row.method.name, asdict(row.method), asdict(row.training)] if row else unit.row,
+        "individuals": [asdict(one) for one in unit.individuals],
+        "plan": asdict(spec.plan_for(unit.individuals[0].class_noun)),
+        "pair_prompts": spec.pair_prompts if len(unit.individuals) > 1 else None,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def is_done(folder: Path, unit: Unit, key: str) -> bool:
+    try:
+        return bool(json.loads((folder / unit.path).read_text())["digest"] == key)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+@dataclass(frozen=True)
+class Done:
+    """Progress: `done` of `total` results stand on disk. failed: what could not be made, and why."""
+
+    unit: Unit
+    done: int
+    total: int
+    seconds_left: float
+    failed: str | None = None
+
+
+def run(spec_path: str | Path, folder: str | Path, num_processes: int = 1) -> Iterator[Done]:
+    """Make every result that is not there yet; yields after each.
+
+    A method that diverges is a result too: its cell says so, and has no measures.
+    """
+    spec, folder = load_specification(spec_path), Path(folder)
+    fingerprint = load_base(spec.base).fingerprint()
+    everything = units(spec)
+    missing = [unit for unit in everything if not is_done(folder, unit, digest(spec, unit, fingerprint))]
+    (folder / "work").mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / "benchmark.toml") as temporary:
+        temporary.write_bytes(Path(spec_path).read_bytes())
+    started = time.monotonic()
+    for done, (unit, failed) in enumerate(_made(spec_path, folder, missing, num_processes), start=1):
+        left = (time.monotonic() - started) / done * (len(missing) - done)
+        yield Done(unit, len(everything) - len(missing) + done, len(everything), left, failed)
+
+
+def _made(
+    spec_path: str | Path, folder: Path, missing: Sequence[Unit], num_processes: int
+) -> Iterator[tuple[Unit, str | None]]:
+    if num_processes == 1:
+        for unit in missing:
+            yield unit, make(str(spec_path), str(folder), unit)
+        return
+    context = multiprocessing.get_context("spawn")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with ProcessPoolExecutor(num_processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        waiting = {pool.submit(make, str(spec_path), str(folder), unit): unit for unit in missing}
+        try:
+            for future in as_completed(waiting):
+                yield waiting[future], future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+# ------------------------------------------------------------------------------------------------- making a result
+
+
+@dataclass
+class Workshop:
+    """What a process keeps between results: the base, the witnesses, what the base draws of each class."""
+
+    spec: Specification
+    folder: Path
+    base: Base
+    witnesses: Witnesses
+    references: dict[str, Reference] = field(default_factory=dict)
+
+    def reference(self, class_noun: str) -> Reference:
+        if class_noun not in self.references:
+            plan = self.spec.plan_for(class_noun)
+            self.references[class_noun] = Reference(self.base, class_noun, plan, self.witnesses)
+        return self.references[class_noun]
+
+
+@cache
+def _workshop(spec_path: str, folder: str) -> Workshop:
+    spec = load_specification(spec_path)
+    name = f"toybox-{spec.judges}"
+    witnesses = Witnesses(load_clip(name), load_image_encoder(name), load_judges(spec.judges))
+    base = load_base(spec.base)
+    base.freeze()
+    return Workshop(spec, Path(folder), base, witnesses)
+
+
+def make(spec_path: str, folder: str, unit: Unit) -> str | None:
+    """Make one result and write it; returns why there are no measures, where a training diverged."""
+    shop = _workshop(spec_path, folder)
+    key = digest(shop.spec, unit, shop.base.fingerprint())
+    try:
+        told, tiles = (_cell if len(unit.individuals) == 1 else _pair)(shop, unit)
+        failed = None
+    except UserError as error:
+        told, tiles, failed = {"measures": {}, "failed": str(error)}, [], str(error)
+    path = shop.folder / unit.path
+    if tiles:
+        strip = Image.new("RGB", (_TILE_PX * len(tiles), _TILE_PX))
+        for n, tile in enumerate(tiles):
+            strip.paste(tile.resize((_TILE_PX, _TILE_PX)), (n * _TILE_PX, 0))
+        with whole_file(path.with_suffix(".webp")) as temporary:
+            strip.save(temporary, "WEBP", quality=90)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps({"digest": key, "row": unit.row, **told}, indent=1, sort_keys=True) + "\n")
+    return failed
+
+
+def _cell(shop: Workshop, unit: Unit) -> tuple[dict[str, Any], list[Image.Image]]:
+    individual = unit.individuals[0]
+    reference, real = shop.reference(individual.class_noun), _real(individual)
+    told: dict[str, Any] = {"individual": individual.seed, "class_noun": individual.class_noun}
+    started = time.process_time()
+    if unit.row == BASE_ROW:
+        found = evaluate(reference, None, real, reference.images)
+        told["known_answers"] = _rounded(collapse_where_known(reference, real))
+    elif unit.row == NULL_ROW:
+        found = evaluate(reference, None, real, reference.null_images)
+        told["null_ranks"] = _rounded(null_ranks(reference))
+    else:
+        adapter, about = _trained(shop, unit.row, individual)
+        told |= about
+        started = time.process_time()
+        found = evaluate(reference, adapter, real)
+    told |= {
+        "num_images": len(found.images),
+        "evaluation_seconds": round(time.process_time() - started, 1),
+        "measures": _rounded({name: figure.value for name, figure in found.measures.items()}),
+        "nulls": _rounded(reference.nulls),
+    }
+    chosen = _tiles(shop.spec.plan, found)
+    told["tiles"] = [tile for tile, _ in chosen]
+    return told, [_as_image(picture) for _, picture in chosen]
+
+
+def _real(individual: Individual) -> ConceptPictures:
+    """Renders of an individual: its training pictures, and others that nothing is trained on."""
+
+    def rendered(num: int, first: int, backgrounds: Sequence[str] | None) -> Tensor:
+        images, _ = concept_pictures(individual.seed, num, backgrounds, first=first, class_noun=individual.class_noun)
+        return torch.stack([_as_tensor(image) for image in images])
+
+    return ConceptPictures(
+        training=rendered(_NUM_TRAINING, 0, None),
+        elsewhere=rendered(_NUM_ELSEWHERE, 100, BACKGROUNDS),
+        same_place=rendered(_NUM_SAME_PLACE, 200, None),
+    )
+
+
+def _trained(shop: Workshop, row_name: str, individual: Individual) -> tuple[Adapter, dict[str, Any]]:
+    """The adapter of a row for an individual, from its file or trained now; and what there is to tell of it."""
+    row = next(row for row in shop.spec.rows if row.name == row_name)
+    key = digest(shop.spec, Unit(row_name, (individual,)), shop.base.fingerprint())
+    path = shop.folder / "work" / f"{row_name}-{individual.seed}-{key}.safetensors"
+    if not path.exists():
+        _train(shop, row, individual, path)
+    about, _ = read_adapter_file(path)
+    adapter = load_adapter(path, shop.base)
+    return adapter, {
+        "method": row.method.name,
+        "paper": row.method.paper,
+        "settings": asdict(row.method) | asdict(row.training),
+        "num_parameters": adapter.num_parameters,
+        "file_bytes": path.stat().st_size,
+        "train_seconds": about["training"]["seconds"],
+    }
+
+
+def concept_of(individual: Individual) -> Concept:
+    """The individual's training pictures with their true masks, as a concept."""
+    images, masks = concept_pictures(individual.seed, _NUM_TRAINING, class_noun=individual.class_noun)
+    return Concept(
+        name=f"toy-{individual.seed}",
+        class_noun=individual.class_noun,
+        images=tuple(images),
+        masks=tuple(masks),
+        captions=(None,) * len(images),
+        sources=tuple(f"{n}.png" for n in range(len(images))),
+        mask_sources=("given",) * len(images),
+    )
+
+
+def _train(shop: Workshop, row: Row, individual: Individual, path: Path) -> None:
+    adapter = row.method.adapter(shop.base, concept := concept_of(individual))
+    prior = None
+    if row.method.prior_preservation_weight:
+        prior = _prior_latents(shop, individual.class_noun, row.method.num_class_images)
+    started = time.process_time()
+    for _ in train(shop.base, adapter, concept, row.training, class_latents=prior):
+        pass
+    save_adapter(adapter, path, shop.base, {"seconds": round(time.process_time() - started, 1)})
+
+
+def _prior_latents(shop: Workshop, class_noun: str, num: int) -> Tensor:
+    path = shop.folder / "work" / f"class-{class_noun.replace(' ', '-')}-{num}.safetensors"
+    if not path.exists():
+        latents = shop.reference(class_noun).prior_latents(num)
+        with whole_file(path) as temporary:
+            save_file({"latents": latents.contiguous()}, temporary)
+    return load_file(path)["latents"]
+
+
+def _pair(shop: Workshop, unit: Unit) -> tuple[dict[str, Any], list[Image.Image]]:
+    """Two concepts in one prompt: whether both are there, and how much of each is in the other's place."""
+    first, second = unit.individuals
+    adapters = [_trained(shop, unit.row, one)[0] for one in (first, second)]
+    names = [f"<{adapter.concept_name}>" for adapter in adapters]
+    texts = [text.format(*names) for text in shop.spec.pair_prompts]
+    images = pictures(shop.base, draw(shop.base, shop.spec.plan, texts, range(shop.spec.plan.num_seeds), adapters))
+    measures = measure_pair(
+        shop.witnesses, images, [_real(one) for one in (first, second)], (first.class_noun, second.class_noun)
+    )
+    told = {
+        "individuals": [first.seed, second.seed],
+        "class_nouns": [first.class_noun, second.class_noun],
+        "same_class": first.class_noun == second.class_noun,
+        "num_images": len(images),
+        "measures": _rounded(measures),
+    }
+    return told, [_as_image(image) for image in images[:6]]
+
+
+def _tiles(plan: Plan, found: Evaluation) -> list[tuple[dict[str, Any], Tensor]]:
+    """Pictures to look at: the first seed of the first six prompts, the two best and the two worst of all."""
+    order = found.score.nan_to_num(0).argsort().tolist()
+    kinds = [("grid", n * plan.num_seeds) for n in range(min(6, len(plan.prompts)))]
+    kinds += [("best", n) for n in order[::-1][:2]] + [("worst", n) for n in order[:2]]
+    return [
+        (
+            {
+                "kind": kind,
+                "prompt": plan.prompts[n // plan.num_seeds].text.format("<c>"),
+                "seed": n % plan.num_seeds,
+                "score": round(found.score[n].item(), 3),
+            },
+            found.images[n],
+        )
+        for kind, n in kinds
+    ]
+
+
+def _rounded(values: Mapping[str, float]) -> dict[str, float | None]:
+    """To six digits; what could not be measured as None, because JSON has no NaN."""
+    return {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _as_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.asarray(image)).permute(2, 0, 1).float() / 255
+
+
+def _as_image(picture: Tensor) -> Image.Image:
+    return Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy())

@@ -1,0 +1,410 @@
+"""A base, an adapter, its concept's pictures -> every measure of what was learnt and of what was broken."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from diffusers.image_processor import VaeImageProcessor
+from torch import Tensor
+
+from infusion import metrics
+from infusion.base import Base, Conditioning
+from infusion.encoders import Clip, ImageEncoder
+from infusion.intervals import Figure, jackknife, mean
+from infusion.latents import decode_latents
+from infusion.masks import attention_masks
+from infusion.methods import Adapter
+from infusion.metrics import Probe
+from infusion.pipeline import sample_prompts
+from infusion.toybox.judges import Judges
+
+_NULL_SEEDS = 1000  # away from the seeds that are compared
+_CLASS_SEEDS = 2000
+_PRIOR_SEEDS = 3000
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A prompt, {} for the concept, and the facts it asks for, by the names of `metrics.FACTS`."""
+
+    text: str
+    facts: Mapping[str, str | int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is drawn and what is asked, of every model alike.
+
+    prompts: with the concept. class_prompts: the class noun with the concept off. unrelated, siblings: prompts without
+    concept and class noun. latents_per_prompt, num_timesteps: of the latent Fisher divergence.
+    """
+
+    prompts: tuple[Wanted, ...]
+    unrelated: tuple[str, ...]
+    siblings: tuple[str, ...]
+    num_seeds: int = 8
+    num_class_pictures: int = 32
+    num_inference_steps: int = 8
+    guidance_scale: float = 5.0
+    latents_per_prompt: int = 1
+    num_timesteps: int = 5
+
+    @property
+    def prompt_of(self) -> np.ndarray:
+        """[N] number of the prompt of every picture: for each prompt, one picture per seed."""
+        return np.repeat(np.arange(len(self.prompts)), self.num_seeds)
+
+
+@dataclass(frozen=True)
+class Witnesses:
+    """Who looks at pictures: encoders that no method is trained with, and the toybox's judges where it is the world."""
+
+    clip: Clip
+    encoder: ImageEncoder
+    judges: Judges | None = None
+
+    def masks(self, base: Base, images: Tensor, class_noun: str) -> Tensor:
+        """Where the subject is in pictures [N, 3, H, W]: [N, H, W] in [0, 1], by the judges or the base's attention."""
+        if self.judges:
+            return metrics.subject_masks(self.judges, images, class_noun)
+        found = attention_masks(
+            base, [VaeImageProcessor.numpy_to_pil(image.permute(1, 2, 0).numpy())[0] for image in images], class_noun
+        )
+        return torch.stack([torch.from_numpy(np.asarray(mask)).float() / 255 for mask in found])
+
+
+def draw(
+    base: Base, plan: Plan, texts: Sequence[str], seeds: Sequence[int], adapters: Sequence[Adapter] = ()
+) -> Tensor:
+    """Latents [N, C, H, W] of every text with every seed, by DPM-Solver++ (arXiv 2211.01095) in few steps."""
+    sampling = {"num_inference_steps": plan.num_inference_steps, "guidance_scale": plan.guidance_scale}
+    scheduler = DPMSolverMultistepScheduler.from_config(base.scheduler.config)
+    batches = sample_prompts(base, texts, adapters, seeds, scheduler=scheduler, batch_size=16, **sampling)  # type: ignore[arg-type]
+    return torch.cat(list(batches))
+
+
+def pictures(base: Base, latents: Tensor) -> Tensor:
+    """Latents -> pictures [N, 3, H, W] in [0, 1], rounded as a file rounds them."""
+    return to_tensor([image for some in latents.split(16) for image in decode_latents(base, some)])
+
+
+def to_tensor(images: Sequence[object]) -> Tensor:
+    """PIL pictures of one size -> [N, 3, H, W] in [0, 1]."""
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 255
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A probe, what the base is told there, and what it predicts: with the prompt and with none."""
+
+    probe: Probe
+    texts: tuple[str, ...]
+    eps_0: Tensor
+    eps_empty: Tensor
+    timesteps: Tensor
+
+
+class Reference:
+    """The base model's own pictures and predictions for a class noun: what every customized model is held against.
+
+    Everything is drawn when it is first asked for, and kept.
+    """
+
+    def __init__(self, base: Base, class_noun: str, plan: Plan, witnesses: Witnesses) -> None:
+        self.base = base
+        self.class_noun = class_noun
+        self.plan = plan
+        self.witnesses = witnesses
+
+    def texts(self, words: str) -> list[str]:
+        """The plan's prompts with `words` in the place of the concept."""
+        return [wanted.text.format(words) for wanted in self.plan.prompts]
+
+    @property
+    def class_text(self) -> str:
+        return f"a photo of a {self.class_noun}"
+
+    @cached_property
+    def images(self) -> Tensor:
+        return self._drawn(self.texts(self.class_noun), range(self.plan.num_seeds))
+
+    @cached_property
+    def null_images(self) -> Tensor:
+        """The same prompts with other seeds: what finite samples alone make of every distance."""
+        first = _NULL_SEEDS
+        return self._drawn(self.texts(self.class_noun), range(first, first + self.plan.num_seeds))
+
+    @cached_property
+    def class_images(self) -> Tensor:
+        return self._drawn([self.class_text], self.class_seeds)
+
+    @property
+    def class_seeds(self) -> range:
+        return range(_CLASS_SEEDS, _CLASS_SEEDS + self.plan.num_class_pictures)
+
+    def prior_latents(self, num: int) -> Tensor:
+        """Pictures of the class for prior preservation, of seeds that nothing is measured on."""
+        return draw(self.base, self.plan, [self.class_text], range(_PRIOR_SEEDS, _PRIOR_SEEDS + num))
+
+    @cached_property
+    def features(self) -> "Features":
+        return Features.of(self, self.images)
+
+    @cached_property
+    def nulls(self) -> dict[str, float]:
+        """What every Wasserstein distance is between the base and itself with other seeds."""
+        found = wasserstein(self.features, Features.of(self, self.null_images), self.plan.prompt_of)
+        return {name: figure.value for name, figure in found.items()}
+
+    def _drawn(self, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        return pictures(self.base, draw(self.base, self.plan, texts, seeds))
+
+    @cached_property
+    def probes(self) -> dict[str, Probed]:
+        """S1 unrelated prompts, S2 sibling classes, S3 the class noun, S4 the class noun where the concept will be."""
+        nouns = tuple(self.texts(self.class_noun))
+        asked = {"s1": self.plan.unrelated, "s2": self.plan.siblings, "s3": nouns}
+        probes = {name: self._probed(texts) for name, texts in asked.items()}
+        third = probes["s3"]
+        masks = self.witnesses.masks(self.base, pictures(self.base, third.probe.latents), self.class_noun)
+        weights = metrics.outside_subject(masks, third.probe.latents.shape[-2:])  # type: ignore[arg-type]
+        weights = torch.where(weights.sum(dim=(1, 2, 3), keepdim=True) > 0, weights, torch.ones_like(weights))
+        outside = Probe(third.probe.latents, third.probe.prompt_of, weights)
+        probes["s4"] = Probed(outside, third.texts, third.eps_0, third.eps_empty, third.timesteps)
+        return probes
+
+    def _probed(self, texts: tuple[str, ...]) -> Probed:
+        num = self.plan.latents_per_prompt
+        probe = Probe(draw(self.base, self.plan, texts, range(num)), torch.arange(len(texts)).repeat_interleave(num))
+        conditioning = self.told(texts, {})
+        empty = self.base.encode([""]).rows([0] * len(conditioning))
+        schedule, steps = self.base.noise_schedule, self.plan.num_timesteps
+        return Probed(
+            probe,
+            texts,
+            metrics.eps_predictions(self.base, schedule, probe, conditioning, steps),
+            metrics.eps_predictions(self.base, schedule, probe, empty, steps),
+            metrics.stratified_timesteps(schedule, probe, steps, seed=0),
+        )
+
+    def told(self, texts: Sequence[str], words: Mapping[str, str]) -> Conditioning:
+        """The conditioning of a probe's latents: each text as often as it has latents."""
+        num = self.plan.latents_per_prompt
+        return self.base.encode(texts, words).rows([row for row in range(len(texts)) for _ in range(num)])
+
+
+@dataclass(frozen=True)
+class Features:
+    """What Wasserstein distances are taken between, of N pictures each: whole, background, layout, style."""
+
+    whole: Tensor
+    background: Tensor
+    layout: np.ndarray
+    style: Tensor
+
+    @classmethod
+    def of(cls, reference: Reference, images: Tensor) -> "Features":
+        witnesses = reference.witnesses
+        masks = witnesses.masks(reference.base, images, reference.class_noun)
+        return cls(
+            whole=witnesses.clip.encode_images(images),
+            background=witnesses.clip.encode_images(metrics.without_subject(images, masks)),
+            layout=metrics.layout(masks),
+            style=metrics.style_features(witnesses.clip, images),
+        )
+
+    def rows(self, rows: np.ndarray) -> "Features":
+        return Features(self.whole[rows], self.background[rows], self.layout[rows], self.style[rows])
+
+    @classmethod
+    def joined(cls, first: "Features", second: "Features") -> "Features":
+        return cls(
+            torch.cat([first.whole, second.whole]),
+            torch.cat([first.background, second.background]),
+            np.concatenate([first.layout, second.layout]),
+            torch.cat([first.style, second.style]),
+        )
+
+
+def distances(base: Features, customized: Features) -> dict[str, float]:
+    """Our definition of the Wasserstein metric, in three views, and its parts."""
+    return {
+        "w2_gaussian": metrics.gaussian_w2(base.whole, customized.whole),
+        "w2_exact": metrics.exact_w2(base.whole, customized.whole),
+        "w2_sliced": metrics.sliced_w2(base.whole, customized.whole),
+        "w2_background": metrics.exact_w2(base.background, customized.background),
+        "w2_layout": metrics.layout_w2(base.layout, customized.layout).w2,
+        "w2_style": metrics.exact_w2(base.style, customized.style),
+    }
+
+
+def wasserstein(base: Features, customized: Features, prompt_of: np.ndarray) -> dict[str, Figure]:
+    """The distances, with intervals over prompts (jackknife)."""
+
+    @cache
+    def of(rows: bytes) -> dict[str, float]:  # each set of rows is asked for once by every distance
+        at = np.frombuffer(rows, dtype=np.int64)
+        return distances(base.rows(at), customized.rows(at))
+
+    def at(name: str) -> Callable[[np.ndarray], float]:
+        return lambda rows: of(rows.tobytes())[name]
+
+    names = of(np.arange(len(prompt_of)).tobytes())
+    return {name: metrics.over_prompts(at(name), prompt_of) for name in names}
+
+
+@dataclass(frozen=True)
+class ConceptPictures:
+    """Real pictures of the concept, [K, 3, H, W] each.
+
+    training: those trained on. elsewhere: others in other places, None where there are none. same_place: others in the
+    place of the training pictures, or None. Where they are missing the training pictures among themselves stand in.
+    """
+
+    training: Tensor
+    elsewhere: Tensor | None = None
+    same_place: Tensor | None = None
+
+    def scale(self, encoder: ImageEncoder, class_pictures: Tensor) -> metrics.Alignment:
+        """Floor: the base's pictures of the class noun. Ceiling: other real pictures of the concept."""
+        if self.elsewhere is not None:
+            return metrics.Alignment.measured(encoder, self.training, class_pictures, self.elsewhere)
+        floor = metrics.image_alignment(encoder, class_pictures, self.training).mean().item()
+        return metrics.Alignment(floor, _to_each_other(encoder, self.training).nanmean().item())
+
+    def never_nearer(self, clip: Clip) -> float:
+        """The most that another real picture is like a training picture: what is more like one is a copy."""
+        if self.same_place is not None:
+            return metrics.nearest_reference(clip, self.same_place, self.training).cosine.max().item()
+        return _to_each_other(clip, self.training).nan_to_num(-1).max().item()
+
+
+def _to_each_other(encoder: ImageEncoder | Clip, images: Tensor) -> Tensor:
+    """Cosines of pictures to each other [K, K]; NaN to themselves."""
+    features = encoder.encode_images(images)
+    return (features @ features.T).fill_diagonal_(float("nan"))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All measures of one customized model by name, and what was drawn.
+
+    measures: with intervals over prompts; those that the witnesses or the pictures given cannot tell are left out.
+    images: [N, 3, H, W]. score: [N], how good each picture is: the mean of identity and facts, in [0, 1].
+    """
+
+    measures: dict[str, Figure]
+    images: Tensor
+    score: Tensor
+
+
+def evaluate(
+    reference: Reference, adapter: Adapter | None, real: ConceptPictures | None, images: Tensor | None = None
+) -> Evaluation:
+    """Draw with an adapter and measure; with None, the base itself with the class noun in the concept's place.
+
+    Args:
+        real: pictures of the concept; without them identity, copies and collapse are not measured.
+        images: pictures that were drawn already, for the base.
+    """
+    base, plan = reference.base, reference.plan
+    adapters = [adapter] if adapter else []
+    name = f"<{adapter.concept_name}>" if adapter else reference.class_noun
+    if images is None:
+        images = pictures(base, draw(base, plan, reference.texts(name), range(plan.num_seeds), adapters))
+    class_images = pictures(base, draw(base, plan, [reference.class_text], reference.class_seeds, adapters))
+    measures, satisfied = _prompts_kept(reference, images)
+    score = satisfied
+    if real:
+        learnt, identity = _learnt(reference, real, images, class_images)
+        measures |= learnt | _copied(reference, real, images)
+        score = (identity.clamp(0, 1) + satisfied) / 2
+    measures |= wasserstein(reference.features, Features.of(reference, images), plan.prompt_of)
+    measures |= _class_kept(reference, class_images) | _divergences(reference, adapter)
+    return Evaluation(measures, images, score)
+
+
+def _over_prompts(values: Tensor, prompt_of: np.ndarray) -> Figure:
+    """Mean of values [N], with its bootstrap interval over prompts."""
+    return mean(np.bincount(prompt_of, values.double().numpy()) / np.bincount(prompt_of))
+
+
+def _prompts_kept(reference: Reference, images: Tensor) -> tuple[dict[str, Figure], Tensor]:
+    """Text alignment; by the judges, the facts that the prompts ask for, and each picture's share of them [N]."""
+    witnesses, plan = reference.witnesses, reference.plan
+    texts = [text for text in reference.texts(reference.class_noun) for _ in range(plan.num_seeds)]
+    cosines = metrics.text_alignment(witnesses.clip, images, texts)
+    measures = {"text_alignment": _over_prompts(cosines, plan.prompt_of)}
+    if not witnesses.judges:
+        return measures, cosines
+    noun = {"class": reference.class_noun}
+    wanted = [noun | prompt.facts for prompt in plan.prompts for _ in range(plan.num_seeds)]  # type: ignore[operator]
+    found = metrics.satisfied_facts(witnesses.judges, images, wanted)
+    measures["facts"] = _over_prompts(found.satisfied, plan.prompt_of)
+    return measures | {f"facts_{fact}": figure for fact, figure in found.figures().items()}, found.satisfied
+
+
+def _learnt(
+    reference: Reference, real: ConceptPictures, images: Tensor, class_images: Tensor
+) -> tuple[dict[str, Figure], Tensor]:
+    """Identity between floor and ceiling, of each picture [N] too; and that of pictures of the plain class noun."""
+    encoder, prompt_of = reference.witnesses.encoder, reference.plan.prompt_of
+    scale = real.scale(encoder, reference.images)
+    cosines, of_class, of_base = (
+        metrics.image_alignment(encoder, some, real.training) for some in (images, class_images, reference.class_images)
+    )
+    identity = (cosines - scale.floor) / (scale.ceiling - scale.floor)
+    leak = (of_class - of_base) / (scale.ceiling - scale.floor)
+    measures = {
+        "identity": _over_prompts(identity, prompt_of),
+        "image_alignment": _over_prompts(cosines, prompt_of),
+        "class_leak": mean(leak.numpy()),
+    }
+    return measures, identity
+
+
+def _copied(reference: Reference, real: ConceptPictures, images: Tensor) -> dict[str, Figure]:
+    """Collapse onto the training pictures, and the share of pictures nearer to one than real other pictures are."""
+    clip, prompt_of = reference.witnesses.clip, reference.plan.prompt_of
+    own, base, training = (clip.encode_images(some) for some in (images, reference.images, real.training))
+    copies = metrics.nearest_reference(clip, images, real.training).cosine > real.never_nearer(clip)
+    return {
+        "collapse": metrics.over_prompts(
+            lambda rows: metrics.collapse_ratio(own[rows], base[rows], training), prompt_of
+        ),
+        "copied": _over_prompts(copies, prompt_of),
+    }
+
+
+def _class_kept(reference: Reference, class_images: Tensor) -> dict[str, Figure]:
+    """How different pictures of the plain class noun are, over the base's."""
+    clip = reference.witnesses.clip
+    own, base = clip.encode_images(class_images), clip.encode_images(reference.class_images)
+    ratio = jackknife(lambda kept: metrics.class_diversity(own[kept]) / metrics.class_diversity(base[kept]), len(own))
+    return {"class_diversity": ratio}
+
+
+def _divergences(reference: Reference, adapter: Adapter | None) -> dict[str, Figure]:
+    """The latent Fisher divergence on every set of prompts; S4 names the concept, and looks outside the subject."""
+    base, steps = reference.base, reference.plan.num_timesteps
+    adapters = [adapter] if adapter else []
+    measures = {}
+    for name, probed in reference.probes.items():
+        conditioning = reference.told(probed.texts, {})
+        if adapter and name == "s4":
+            texts = reference.texts(f"<{adapter.concept_name}>")
+            conditioning = reference.told(texts, {adapter.concept_name: adapter.words})
+        with base.customized(*adapters) as denoiser:
+            # Another batch size than the reference's: what rounding alone makes shows in the base's own row.
+            eps = metrics.eps_predictions(
+                denoiser, base.noise_schedule, probed.probe, conditioning, steps, batch_size=16
+            )
+        found = metrics.latent_fisher_divergence(
+            probed.eps_0, eps, probed.eps_empty, probed.probe, base.noise_schedule, probed.timesteps
+        )
+        for kind, figure in found.figures().items():
+            measures[f"lfd_{name}" if kind == "eps" else f"lfd_{name}_{kind}"] = figure
+    return measures

@@ -1,0 +1,213 @@
+"""A training + what it can tell of itself -> the step to keep: `--stop auto`.
+
+Every few steps the adapter draws a few fixed prompts with fixed seeds, none of which need pictures beyond the training
+pictures. Two shares are read off them, and the step at which their harmonic mean is highest is kept:
+
+    learnt  likeness to the training pictures, from 0 (the base's pictures of the class noun) to 1 (the training
+            pictures among themselves), by an encoder of pictures;
+    kept    how well the pictures are told from the other prompts' pictures by their text, over the base's, by a CLIP.
+
+It works on any adapter, because it looks at nothing but pictures. Encoders that judge the result should be others.
+"""
+
+import json
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from infusion.base import Base
+from infusion.concept import Concept
+from infusion.encoders import Clip, ImageEncoder
+from infusion.files import whole_file
+from infusion.latents import decode_latents, square
+from infusion.methods import Adapter
+from infusion.pipeline import sample_prompts
+from infusion.training import Progress
+
+PROMPTS = (
+    "a {} on the beach",
+    "a {} in the forest",
+    "a {} in the snow",
+    "a {} on a wooden floor",
+    "a {} in the water",
+    "a sketch of a {}",
+    "a watercolor of a {}",
+    "a {} at night",
+)
+_SEEDS = range(4000, 4002)
+_SAMPLING: dict[str, Any] = {"num_inference_steps": 8, "guidance_scale": 5.0, "batch_size": 16}
+_TEMPERATURE = 0.05  # of the softmax over prompts
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was read at a step. loss: the mean of the training loss since the check before."""
+
+    step: int
+    learnt: float
+    kept: float
+    loss: float
+
+    @property
+    def score(self) -> float:
+        """Harmonic mean of what was learnt and what was kept, each in [0, 1]."""
+        learnt, kept = (min(max(value, 0.0), 1.0) for value in (self.learnt, self.kept))
+        return 2 * learnt * kept / max(learnt + kept, 1e-9)
+
+
+class SelfCheck:
+    """Draws and reads an adapter's pictures; what the base makes of the same prompts and seeds is drawn once."""
+
+    def __init__(self, base: Base, concept: Concept, clip: Clip, encoder: ImageEncoder) -> None:
+        self.base = base
+        self.clip = clip
+        self.encoder = encoder
+        self.texts = clip.encode_texts([prompt.format(concept.class_noun) for prompt in PROMPTS])
+        self.training = encoder.encode_images(_pictures([square(image, base.size_px) for image in concept.images]))
+        plain = self._drawn(concept.class_noun)
+        self.floor = self._likeness(plain)
+        self.ceiling = _among_themselves(self.training)
+        self.told = self._told(plain)
+
+    def __call__(self, adapter: Adapter, step: int, loss: float) -> Check:
+        was_training = adapter.training
+        adapter.eval()
+        images = self._drawn(f"<{adapter.concept_name}>", adapter)
+        adapter.train(was_training)
+        learnt = (self._likeness(images) - self.floor) / max(self.ceiling - self.floor, 1e-6)
+        return Check(step, learnt, self._told(images) / self.told, loss)
+
+    def _drawn(self, name: str, *adapters: Adapter) -> Tensor:
+        scheduler = DPMSolverMultistepScheduler.from_config(self.base.scheduler.config)
+        texts = [prompt.format(name) for prompt in PROMPTS]
+        batches = sample_prompts(self.base, texts, adapters, _SEEDS, scheduler=scheduler, **_SAMPLING)
+        return _pictures([image for latents in batches for image in decode_latents(self.base, latents)])
+
+    def _likeness(self, images: Tensor) -> float:
+        return (self.encoder.encode_images(images) @ self.training.T).mean().item()
+
+    def _told(self, images: Tensor) -> float:
+        """Probability of a picture's own prompt among all prompts, mean over pictures."""
+        cosines = self.clip.encode_images(images) @ self.texts.T
+        own = torch.arange(len(PROMPTS)).repeat_interleave(len(_SEEDS))
+        return torch.softmax(cosines / _TEMPERATURE, dim=1)[torch.arange(len(own)), own].mean().item()
+
+
+def choose(checks: Sequence[Check]) -> Check:
+    """The check to keep: the highest score of means over each check and its neighbours, which tames their noise."""
+    assert checks
+
+    def smooth(at: int) -> float:
+        near = checks[max(0, at - 1) : at + 2]
+        return sum(check.score for check in near) / len(near)
+
+    return checks[max(range(len(checks)), key=smooth)]
+
+
+class Kept:
+    """The checks of a training, and the adapter's states that may still turn out best; in a file if there is a path."""
+
+    def __init__(self, path: str | Path | None) -> None:
+        self.path = Path(path) if path else None
+        self.checks: list[Check] = []
+        self.states: dict[int, dict[str, Tensor]] = {}
+        if self.path and self.path.exists():
+            self._load(self.path)
+
+    def forget_from(self, step: int) -> None:
+        """Drop what was kept of steps that are trained again, and checks whose states are no longer there."""
+        if any(check.step >= step for check in self.checks):
+            self.states = {at: state for at, state in self.states.items() if at < step}
+            self.checks = [check for check in self.checks if check.step in self.states]
+
+    def add(self, check: Check, state: Mapping[str, Tensor]) -> None:
+        self.checks.append(check)
+        self.states[check.step] = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        last = {one.step for one in self.checks[-2:]}  # a coming check may still raise these
+        self.states = {step: kept for step, kept in self.states.items() if step in last | {self.best.step}}
+        if self.path:
+            self._save(self.path)
+
+    @property
+    def best(self) -> Check:
+        return choose(self.checks)
+
+    @property
+    def checks_since_best(self) -> int:
+        return len(self.checks) - 1 - self.checks.index(self.best)
+
+    def remove(self) -> None:
+        if self.path:
+            self.path.unlink(missing_ok=True)
+
+    def _save(self, path: Path) -> None:
+        tensors = {f"{step}/{name}": tensor for step, state in self.states.items() for name, tensor in state.items()}
+        checks = json.dumps([asdict(check) for check in self.checks])
+        with whole_file(path) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"checks": checks})
+
+    def _load(self, path: Path) -> None:
+        with safe_open(path, framework="pt") as file:
+            self.checks = [Check(**check) for check in json.loads(file.metadata()["checks"])]
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                step, _, tensor = name.partition("/")
+                self.states.setdefault(int(step), {})[tensor] = file.get_tensor(name)
+
+
+def train_until_best(
+    training: Generator[Progress, None, None],
+    adapter: Adapter,
+    check: SelfCheck,
+    every: int = 25,
+    patience: int = 4,
+    kept_path: str | Path | None = None,
+) -> Generator[tuple[Progress, Check | None], None, list[Check]]:
+    """Run a training, check it every so many steps, and leave the adapter as it was at the best check.
+
+    Args:
+        patience: the training ends early when so many checks in a row have brought nothing better.
+        kept_path: where checks and states are kept meanwhile (`.safetensors`), so that a resumed training goes on with
+            them; removed in the end.
+
+    Yields:
+        the training's progress, and the check where one was made. Returns all checks.
+    """
+    kept = Kept(kept_path)
+    losses: list[float] = []
+    for progress in training:
+        if not losses:
+            kept.forget_from(progress.step)
+        losses.append(progress.loss)
+        made = None
+        if progress.step % every == 0 or progress.step == progress.max_train_steps:
+            made = check(adapter, progress.step, sum(losses[-every:]) / len(losses[-every:]))
+            kept.add(made, adapter.state_dict())
+        yield progress, made
+        if made and kept.checks_since_best >= patience:
+            break
+    training.close()
+    if kept.checks:
+        adapter.load_state_dict(kept.states[kept.best.step])
+    kept.remove()
+    return kept.checks
+
+
+def _pictures(images: Sequence[Any]) -> Tensor:
+    """PIL pictures of one size -> [N, 3, H, W] in [0, 1]."""
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 255
+
+
+def _among_themselves(features: Tensor) -> float:
+    """Mean cosine of features [K, D] to each other; 1 for a single one."""
+    if len(features) < 2:
+        return 1.0
+    cosines = features @ features.T
+    return ((cosines.sum() - cosines.diagonal().sum()) / (len(features) * (len(features) - 1))).item()
