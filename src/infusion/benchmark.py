@@ -33,6 +33,7 @@ from infusion.encoders import load_clip, load_image_encoder
 from infusion.errors import UserError, all_at_once, nearest
 from infusion.evaluation import (
     ConceptPictures,
+    Drawing,
     Evaluation,
     Plan,
     Reference,
@@ -44,7 +45,7 @@ from infusion.evaluation import (
 )
 from infusion.files import whole_file
 from infusion.methods import METHODS, Adapter, Method
-from infusion.settings import parse
+from infusion.settings import from_mapping, parse
 from infusion.toybox.concepts import concept_pictures
 from infusion.toybox.judges import load_judges
 from infusion.toybox.scene import BACKGROUNDS, CLASSES, FIRST_RESERVED_CONCEPT
@@ -127,6 +128,10 @@ def load_specification(path: str | Path) -> Specification:
     mistakes += [
         f'The toybox has no class "{noun}".{nearest(noun, CLASSES)}' for noun in classes if noun not in CLASSES
     ]
+    try:
+        drawing = from_mapping(Drawing, told["drawing"])
+    except UserError as error:
+        mistakes.append(f"drawing: {error}")
     if len(classes) <= told["probes"]["num_siblings"]:
         mistakes.append(
             "individuals.classes needs more classes than probes.num_siblings: siblings come from among them."
@@ -139,7 +144,7 @@ def load_specification(path: str | Path) -> Specification:
         prompts=tuple(Wanted(one["text"], {k: v for k, v in one.items() if k != "text"}) for one in told["prompts"]),
         unrelated=tuple(probes["unrelated"]),
         siblings=tuple(probes["siblings"]),
-        **told["drawing"],
+        drawing=drawing,
     )
     pairs = told.get("pairs", {"num": 0, "prompts": []})
     return Specification(
@@ -356,11 +361,14 @@ def _cell(shop: Workshop, unit: Unit) -> tuple[dict[str, Any], list[Image.Image]
         found = evaluate(reference, adapter, real)
     told |= {
         "num_images": len(found.images),
+        "seconds_per_image": found.seconds_per_image and round(found.seconds_per_image, 3),
         "evaluation_seconds": round(time.process_time() - started, 1),
         "measures": _rounded({name: figure.value for name, figure in found.measures.items()}),
         "nulls": _rounded(reference.nulls),
     }
     chosen = _tiles(shop.spec.plan, found)
+    if unit.row == BASE_ROW:
+        chosen += [({"kind": "training"}, picture) for picture in real.training]
     told["tiles"] = [tile for tile, _ in chosen]
     return told, [_as_image(picture) for _, picture in chosen]
 
@@ -438,7 +446,9 @@ def _pair(shop: Workshop, unit: Unit) -> tuple[dict[str, Any], list[Image.Image]
     adapters = [_trained(shop, unit.row, one)[0] for one in (first, second)]
     names = [f"<{adapter.concept_name}>" for adapter in adapters]
     texts = [text.format(*names) for text in shop.spec.pair_prompts]
-    images = pictures(shop.base, draw(shop.base, shop.spec.plan, texts, range(shop.spec.plan.num_seeds), adapters))
+    images = pictures(
+        shop.base, draw(shop.base, shop.spec.plan, texts, range(shop.spec.plan.drawing.num_seeds), adapters)
+    )
     measures = measure_pair(
         shop.witnesses, images, [_real(one) for one in (first, second)], (first.class_noun, second.class_noun)
     )
@@ -455,14 +465,14 @@ def _pair(shop: Workshop, unit: Unit) -> tuple[dict[str, Any], list[Image.Image]
 def _tiles(plan: Plan, found: Evaluation) -> list[tuple[dict[str, Any], Tensor]]:
     """Pictures to look at: the first seed of the first six prompts, the two best and the two worst of all."""
     order = found.score.nan_to_num(0).argsort().tolist()
-    kinds = [("grid", n * plan.num_seeds) for n in range(min(6, len(plan.prompts)))]
+    kinds = [("grid", n * plan.drawing.num_seeds) for n in range(min(6, len(plan.prompts)))]
     kinds += [("best", n) for n in order[::-1][:2]] + [("worst", n) for n in order[:2]]
     return [
         (
             {
                 "kind": kind,
-                "prompt": plan.prompts[n // plan.num_seeds].text.format("<c>"),
-                "seed": n % plan.num_seeds,
+                "prompt": plan.prompts[n // plan.drawing.num_seeds].text.format("<c>"),
+                "seed": n % plan.drawing.num_seeds,
                 "score": round(found.score[n].item(), 3),
             },
             found.images[n],

@@ -1,7 +1,8 @@
 """A base, an adapter, its concept's pictures -> every measure of what was learnt and of what was broken."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 
 import numpy as np
@@ -19,6 +20,7 @@ from infusion.masks import attention_masks
 from infusion.methods import Adapter
 from infusion.metrics import Probe
 from infusion.pipeline import sample_prompts
+from infusion.settings import setting, validate
 from infusion.toybox.judges import Judges
 
 _NULL_SEEDS = 1000  # away from the seeds that are compared
@@ -35,27 +37,37 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """How much is drawn and asked: the part of a plan that a person sets."""
+
+    num_seeds: int = setting(8, help="Pictures of every prompt.", minimum=1, maximum=1000)
+    num_class_pictures: int = setting(32, help="Pictures of the plain class noun.", minimum=3, maximum=10_000)
+    num_inference_steps: int = setting(6, help="Steps of DPM-Solver++.", minimum=1, maximum=1000)
+    guidance_scale: float = setting(5.0, help="Classifier-free guidance; 1 is none.", minimum=0)
+    latents_per_prompt: int = setting(1, help="Latents of the latent Fisher divergence.", minimum=1, maximum=1000)
+    num_timesteps: int = setting(5, help="Timesteps of the latent Fisher divergence.", minimum=1, maximum=1000)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is drawn and what is asked, of every model alike.
 
-    prompts: with the concept. class_prompts: the class noun with the concept off. unrelated, siblings: prompts without
-    concept and class noun. latents_per_prompt, num_timesteps: of the latent Fisher divergence.
+    prompts: with the concept, and with the class noun in its place. unrelated, siblings: prompts of S1 and S2, without
+    concept and class noun.
     """
 
     prompts: tuple[Wanted, ...]
     unrelated: tuple[str, ...]
     siblings: tuple[str, ...]
-    num_seeds: int = 8
-    num_class_pictures: int = 32
-    num_inference_steps: int = 8
-    guidance_scale: float = 5.0
-    latents_per_prompt: int = 1
-    num_timesteps: int = 5
+    drawing: Drawing = field(default_factory=Drawing)
 
     @property
     def prompt_of(self) -> np.ndarray:
         """[N] number of the prompt of every picture: for each prompt, one picture per seed."""
-        return np.repeat(np.arange(len(self.prompts)), self.num_seeds)
+        return np.repeat(np.arange(len(self.prompts)), self.drawing.num_seeds)
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,7 @@ def draw(
     base: Base, plan: Plan, texts: Sequence[str], seeds: Sequence[int], adapters: Sequence[Adapter] = ()
 ) -> Tensor:
     """Latents [N, C, H, W] of every text with every seed, by DPM-Solver++ (arXiv 2211.01095) in few steps."""
-    sampling = {"num_inference_steps": plan.num_inference_steps, "guidance_scale": plan.guidance_scale}
+    sampling = {"num_inference_steps": plan.drawing.num_inference_steps, "guidance_scale": plan.drawing.guidance_scale}
     scheduler = DPMSolverMultistepScheduler.from_config(base.scheduler.config)
     batches = sample_prompts(base, texts, adapters, seeds, scheduler=scheduler, batch_size=16, **sampling)  # type: ignore[arg-type]
     return torch.cat(list(batches))
@@ -129,13 +141,13 @@ class Reference:
 
     @cached_property
     def images(self) -> Tensor:
-        return self._drawn(self.texts(self.class_noun), range(self.plan.num_seeds))
+        return self._drawn(self.texts(self.class_noun), range(self.plan.drawing.num_seeds))
 
     @cached_property
     def null_images(self) -> Tensor:
         """The same prompts with other seeds: what finite samples alone make of every distance."""
         first = _NULL_SEEDS
-        return self._drawn(self.texts(self.class_noun), range(first, first + self.plan.num_seeds))
+        return self._drawn(self.texts(self.class_noun), range(first, first + self.plan.drawing.num_seeds))
 
     @cached_property
     def class_images(self) -> Tensor:
@@ -143,7 +155,7 @@ class Reference:
 
     @property
     def class_seeds(self) -> range:
-        return range(_CLASS_SEEDS, _CLASS_SEEDS + self.plan.num_class_pictures)
+        return range(_CLASS_SEEDS, _CLASS_SEEDS + self.plan.drawing.num_class_pictures)
 
     def prior_latents(self, num: int) -> Tensor:
         """Pictures of the class for prior preservation, of seeds that nothing is measured on."""
@@ -177,11 +189,11 @@ class Reference:
         return probes
 
     def _probed(self, texts: tuple[str, ...]) -> Probed:
-        num = self.plan.latents_per_prompt
+        num = self.plan.drawing.latents_per_prompt
         probe = Probe(draw(self.base, self.plan, texts, range(num)), torch.arange(len(texts)).repeat_interleave(num))
         conditioning = self.told(texts, {})
         empty = self.base.encode([""]).rows([0] * len(conditioning))
-        schedule, steps = self.base.noise_schedule, self.plan.num_timesteps
+        schedule, steps = self.base.noise_schedule, self.plan.drawing.num_timesteps
         return Probed(
             probe,
             texts,
@@ -192,7 +204,7 @@ class Reference:
 
     def told(self, texts: Sequence[str], words: Mapping[str, str]) -> Conditioning:
         """The conditioning of a probe's latents: each text as often as it has latents."""
-        num = self.plan.latents_per_prompt
+        num = self.plan.drawing.latents_per_prompt
         return self.base.encode(texts, words).rows([row for row in range(len(texts)) for _ in range(num)])
 
 
@@ -294,11 +306,13 @@ class Evaluation:
 
     measures: with intervals over prompts; those that the witnesses or the pictures given cannot tell are left out.
     images: [N, 3, H, W]. score: [N], how good each picture is: the mean of identity and facts, in [0, 1].
+    seconds_per_image: of drawing, in time of the processor; None where the pictures were given.
     """
 
     measures: dict[str, Figure]
     images: Tensor
     score: Tensor
+    seconds_per_image: float | None
 
 
 def evaluate(
@@ -313,8 +327,11 @@ def evaluate(
     base, plan = reference.base, reference.plan
     adapters = [adapter] if adapter else []
     name = f"<{adapter.concept_name}>" if adapter else reference.class_noun
+    seconds = None
     if images is None:
-        images = pictures(base, draw(base, plan, reference.texts(name), range(plan.num_seeds), adapters))
+        started = time.process_time()
+        images = pictures(base, draw(base, plan, reference.texts(name), range(plan.drawing.num_seeds), adapters))
+        seconds = (time.process_time() - started) / len(images)
     class_images = pictures(base, draw(base, plan, [reference.class_text], reference.class_seeds, adapters))
     measures, satisfied = _prompts_kept(reference, images)
     score = satisfied
@@ -324,7 +341,7 @@ def evaluate(
         score = (identity.clamp(0, 1) + satisfied) / 2
     measures |= wasserstein(reference.features, Features.of(reference, images), plan.prompt_of)
     measures |= _class_kept(reference, class_images) | _divergences(reference, adapter)
-    return Evaluation(measures, images, score)
+    return Evaluation(measures, images, score, seconds)
 
 
 def _over_prompts(values: Tensor, prompt_of: np.ndarray) -> Figure:
@@ -335,13 +352,13 @@ def _over_prompts(values: Tensor, prompt_of: np.ndarray) -> Figure:
 def _prompts_kept(reference: Reference, images: Tensor) -> tuple[dict[str, Figure], Tensor]:
     """Text alignment; by the judges, the facts that the prompts ask for, and each picture's share of them [N]."""
     witnesses, plan = reference.witnesses, reference.plan
-    texts = [text for text in reference.texts(reference.class_noun) for _ in range(plan.num_seeds)]
+    texts = [text for text in reference.texts(reference.class_noun) for _ in range(plan.drawing.num_seeds)]
     cosines = metrics.text_alignment(witnesses.clip, images, texts)
     measures = {"text_alignment": _over_prompts(cosines, plan.prompt_of)}
     if not witnesses.judges:
         return measures, cosines
     noun = {"class": reference.class_noun}
-    wanted = [noun | prompt.facts for prompt in plan.prompts for _ in range(plan.num_seeds)]  # type: ignore[operator]
+    wanted = [noun | prompt.facts for prompt in plan.prompts for _ in range(plan.drawing.num_seeds)]  # type: ignore[operator]
     found = metrics.satisfied_facts(witnesses.judges, images, wanted)
     measures["facts"] = _over_prompts(found.satisfied, plan.prompt_of)
     return measures | {f"facts_{fact}": figure for fact, figure in found.figures().items()}, found.satisfied
@@ -389,7 +406,7 @@ def _class_kept(reference: Reference, class_images: Tensor) -> dict[str, Figure]
 
 def _divergences(reference: Reference, adapter: Adapter | None) -> dict[str, Figure]:
     """The latent Fisher divergence on every set of prompts; S4 names the concept, and looks outside the subject."""
-    base, steps = reference.base, reference.plan.num_timesteps
+    base, steps = reference.base, reference.plan.drawing.num_timesteps
     adapters = [adapter] if adapter else []
     measures = {}
     for name, probed in reference.probes.items():

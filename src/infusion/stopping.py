@@ -5,7 +5,8 @@ pictures. Two shares are read off them, and the step at which their harmonic mea
 
     learnt  likeness to the training pictures, from 0 (the base's pictures of the class noun) to 1 (the training
             pictures among themselves), by an encoder of pictures;
-    kept    how well the pictures are told from the other prompts' pictures by their text, over the base's, by a CLIP.
+    kept    how probable a CLIP finds a picture's own prompt, among all the prompts with this and with other nouns, over
+            the same of the base's pictures.
 
 It works on any adapter, because it looks at nothing but pictures. Encoders that judge the result should be others.
 """
@@ -44,7 +45,7 @@ PROMPTS = (
 )
 _SEEDS = range(4000, 4002)
 _SAMPLING: dict[str, Any] = {"num_inference_steps": 8, "guidance_scale": 5.0, "batch_size": 16}
-_TEMPERATURE = 0.05  # of the softmax over prompts
+_OTHER_NOUNS = ("cat", "dog", "car", "airplane", "rabbit", "teapot")  # the concept's own is left out
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class SelfCheck:
         self.base = base
         self.clip = clip
         self.encoder = encoder
-        self.texts = clip.encode_texts([prompt.format(concept.class_noun) for prompt in PROMPTS])
+        nouns = [concept.class_noun, *(noun for noun in _OTHER_NOUNS if noun != concept.class_noun)]
+        self.texts = clip.encode_texts([prompt.format(noun) for noun in nouns for prompt in PROMPTS])
         self.training = encoder.encode_images(_pictures([square(image, base.size_px) for image in concept.images]))
         plain = self._drawn(concept.class_noun)
         self.floor = self._likeness(plain)
@@ -96,9 +98,9 @@ class SelfCheck:
 
     def _told(self, images: Tensor) -> float:
         """Probability of a picture's own prompt among all prompts, mean over pictures."""
-        cosines = self.clip.encode_images(images) @ self.texts.T
+        logits = self.clip.model.logit_scale.exp() * self.clip.encode_images(images) @ self.texts.T
         own = torch.arange(len(PROMPTS)).repeat_interleave(len(_SEEDS))
-        return torch.softmax(cosines / _TEMPERATURE, dim=1)[torch.arange(len(own)), own].mean().item()
+        return torch.softmax(logits, dim=1)[torch.arange(len(own)), own].mean().item()
 
 
 def choose(checks: Sequence[Check]) -> Check:

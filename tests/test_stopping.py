@@ -1,0 +1,105 @@
+"""The stop rule: which check is kept, when training ends, what a resumed training knows."""
+
+import pytest
+import torch
+
+from infusion.concept import Concept
+from infusion.encoders import load_clip, load_image_encoder
+from infusion.methods import Infusion
+from infusion.stopping import Check, SelfCheck, choose, train_until_best
+from infusion.toybox.concepts import concept_pictures
+from infusion.training import Progress
+
+
+def check(step, score):
+    return Check(step, learnt=score, kept=score, loss=0.1)
+
+
+def test_the_score_is_the_harmonic_mean_of_shares():
+    assert Check(1, 0.5, 0.5, 0).score == pytest.approx(0.5)
+    assert Check(1, 1.0, 0.5, 0).score == pytest.approx(2 / 3)
+    assert Check(1, 3.0, 1.0, 0).score == 1 and Check(1, -1.0, 1.0, 0).score == 0
+    assert Check(1, 0.0, 0.0, 0).score == 0
+
+
+def test_one_lucky_check_is_not_chosen():
+    scores = [0.1, 0.5, 0.55, 0.5, 0.2, 0.7, 0.1]
+    assert choose([check(step, score) for step, score in enumerate(scores)]).step == 2
+
+
+class Training:
+    """A training whose adapter holds the number of the step."""
+
+    def __init__(self, adapter, steps, first=0):
+        self.adapter, self.steps, self.first, self.closed = adapter, steps, first, False
+
+    def run(self):
+        try:
+            for step in range(self.first + 1, self.steps + 1):
+                for parameter in self.adapter.parameters():
+                    parameter.data.fill_(step)
+                yield Progress(step, self.steps, 1 / step, 1.0, 0.0)
+        finally:
+            self.closed = True
+
+
+def followed(adapter, scores, steps, first=0, stop_at=None, **settings):
+    """Steps done, and the number that the adapter holds in the end."""
+    training = Training(adapter, steps, first)
+    rule = train_until_best(
+        training.run(), adapter, lambda adapter, step, loss: check(step, scores.get(step, 0.0)), every=10, **settings
+    )
+    step = first
+    for progress, _ in rule:
+        step = progress.step
+        if step == stop_at:
+            rule.close()
+            return step, None
+    assert training.closed
+    return step, float(next(adapter.parameters())[0])
+
+
+@pytest.fixture
+def fresh(base, concept):
+    return Infusion().adapter(base, concept)
+
+
+def test_the_best_state_is_left_and_training_ends_early(fresh):
+    scores = {10: 0.3, 20: 0.8, 30: 0.7, 40: 0.2, 50: 0.1}
+    assert followed(fresh, scores, steps=100, patience=2) == (40, 20.0)
+
+
+def test_a_rising_score_is_followed_to_the_last_step(fresh):
+    assert followed(fresh, {10: 0.1, 20: 0.2, 25: 0.3}, steps=25) == (25, 25.0)
+
+
+def test_a_resumed_training_remembers_what_was_best(fresh, tmp_path):
+    scores, kept = {10: 0.9, 20: 0.8, 30: 0.1, 40: 0.0}, tmp_path / "kept.safetensors"
+    followed(fresh, scores, steps=40, stop_at=25, kept_path=kept)
+    assert kept.exists()
+    assert followed(fresh, scores, steps=40, first=24, kept_path=kept) == (40, 10.0)
+    assert not kept.exists()
+
+
+def test_steps_trained_again_are_checked_again(fresh, tmp_path):
+    kept = tmp_path / "kept.safetensors"
+    followed(fresh, {10: 0.9, 20: 0.9}, steps=40, stop_at=25, kept_path=kept)
+    assert followed(fresh, {10: 0.1, 20: 0.2, 30: 0.3, 40: 0.9}, steps=40, kept_path=kept) == (40, 40.0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_fresh_adapter_has_learnt_nothing_and_kept_all():
+    from infusion.base import load_base
+
+    base = load_base("toybox", device="cpu")
+    images, masks = concept_pictures(2, 2, class_noun="cat")
+    toy = Concept("my-cat", "cat", tuple(images), tuple(masks), (None,) * 2, ("1", "2"), (), ("given",) * 2)
+    rule = SelfCheck(base, toy, load_clip("toybox-a"), load_image_encoder("toybox-a"))
+    adapter = Infusion().adapter(base, toy)
+    made = rule(adapter, step=5, loss=0.2)
+    assert made.learnt == pytest.approx(0, abs=1e-4) and made.kept == pytest.approx(1, abs=1e-4)
+    assert (made.step, made.loss) == (5, 0.2)
+    for parameter in adapter.parameters():
+        torch.nn.init.normal_(parameter, std=30.0)
+    broken = rule(adapter, 10, 0.2)
+    assert broken.kept < 0.9, "the pictures no longer show what the prompts say"
