@@ -35,3 +35,9 @@ def test_rows_are_drawn_whole():
     rows = np.stack([np.arange(50.0), 2 * np.arange(50.0)], axis=1) + 1
     found = bootstrap(lambda some: float((some[:, 1] - 2 * some[:, 0]).mean()), rows)
     assert found.low == found.high == found.value == -1
+
+
+def test_a_mean_is_bootstrapped_as_any_statistic():
+    for num in (1, 2, 7, 100):
+        values = np.random.default_rng(num).normal(size=num)
+        assert mean(values) == bootstrap(lambda some: float(some.mean()), values)

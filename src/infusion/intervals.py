@@ -54,8 +54,12 @@ def bootstrap(statistic: Callable[[np.ndarray], float], samples: np.ndarray, see
 
 
 def mean(values: Sequence[float] | np.ndarray) -> Figure:
-    """Mean, with its bootstrap interval."""
-    return bootstrap(lambda some: float(some.mean()), np.asarray(values, dtype=float))
+    """Mean, with its bootstrap interval: that of `bootstrap`, all resamples at once."""
+    samples = np.asarray(values, dtype=float)
+    num = len(samples)
+    drawn = samples[np.random.default_rng(0).integers(num, size=(_NUM_RESAMPLES, num))].mean(axis=1)
+    low, high = np.nanpercentile(drawn, (2.5, 97.5))
+    return Figure(float(samples.mean()), float(low), float(high), num)
 
 
 def jackknife(statistic: Callable[[np.ndarray], float], num_groups: int) -> Figure:

@@ -190,17 +190,17 @@ def _template() -> jinja2.Template:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "data_uri": _data_uri,
+        "data_uri": data_uri,
         "cut_out": _cut_out,
         "is_pixelated": lambda image: max(image.size) <= _PIXELATED_SIDE_PX,
-        "pieces": _pieces,
+        "pieces": pieces,
         "percent": _percent,
         "exact": _exact,
     }
     return environment.from_string(files("infusion").joinpath("page.html.j2").read_text(encoding="utf-8"))
 
 
-def _data_uri(image: Image.Image) -> str:
+def data_uri(image: Image.Image) -> str:
     """A picture -> its bytes in a `data:` address."""
     stored = io.BytesIO()
     image = image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")
@@ -221,10 +221,10 @@ def _cut_out(picture: TrainingPicture) -> Image.Image:
     return cut
 
 
-def _pieces(prompt: str) -> list[tuple[str, bool]]:
+def pieces(prompt: str) -> list[tuple[str, bool]]:
     """A prompt -> its pieces, each with whether it is a concept's placeholder."""
-    pieces = re.split(r"(<[^<>\s]+>)", prompt)  # with one group, every second piece is a match
-    return [(piece, i % 2 == 1) for i, piece in enumerate(pieces) if piece]
+    split = re.split(r"(<[^<>\s]+>)", prompt)  # with one group, every second piece is a match
+    return [(piece, i % 2 == 1) for i, piece in enumerate(split) if piece]
 
 
 def _percent(share: float) -> str:

@@ -1,0 +1,137 @@
+"""Results of the benchmark and of the ladder -> do the metrics answer rightly where the answer is known?
+
+    infusion benchmark benchmarks/toybox/ladder.toml -o benchmarks/toybox/ladder
+    python benchmarks/toybox/validity.py benchmarks/toybox/full benchmarks/toybox/ladder
+
+The ladder trains the same recipe ever longer. Writes `validity.json` into the benchmark's folder, where the report
+finds it. A check that fails is written as failed.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import spearmanr
+
+from infusion.files import whole_file
+from infusion.intervals import Figure, mean, share
+
+_FLOOR = 1e-9
+_OVERFITTING = ("lfd_s4", "w2_exact", "w2_background")
+Cells = list[dict[str, Any]]
+
+
+def read(folder: Path) -> dict[str, Cells]:
+    """Cells by row, in the order of individuals; those that failed are left out."""
+    cells: dict[str, Cells] = {}
+    for path in sorted((folder / "cells").glob("*/*.json")):
+        cell = json.loads(path.read_text())
+        if cell["measures"]:
+            cells.setdefault(cell["row"], []).append(cell)
+    return cells
+
+
+def check(name: str, sentence: str, figure: Figure, passed: Callable[[Figure], bool]) -> dict[str, Any]:
+    return {"name": name, "sentence": sentence, "passed": bool(passed(figure)), **figure._asdict()}
+
+
+def base_against_base(cells: dict[str, Cells]) -> Iterable[dict[str, Any]]:
+    """Validity test 1: nothing is measured where nothing was done."""
+    largest = max(cell["measures"][f"lfd_{probe}"] for cell in cells["base"] for probe in ("s1", "s2", "s3", "s4"))
+    num = len(cells["base"])
+    yield check(
+        "base against base: divergence",
+        f"The largest divergence of the base from itself, computed in batches of another size; at most {_FLOOR}.",
+        Figure(largest, largest, largest, num),
+        lambda figure: figure.value <= _FLOOR,
+    )
+    inside = [rank <= 0.95 for cell in one_per_class(cells["null"]) for rank in cell["null_ranks"].values()]
+    yield check(
+        "base against base: distances",
+        "Share of Wasserstein distances between two draws of the base that lie below the 95th percentile of random "
+        "splits of both draws; 95% is expected, and the interval must hold it.",
+        share(inside),
+        lambda figure: figure.high >= 0.95,
+    )
+
+
+def one_per_class(cells: Cells) -> Cells:
+    """The base's draws are the same for all individuals of a class: one cell of each."""
+    return list({cell["class_noun"]: cell for cell in cells}.values())
+
+
+def with_and_without_prior(cells: dict[str, Cells]) -> Iterable[dict[str, Any]]:
+    """Validity test 2: DreamBooth without prior preservation breaks more of its class than with it."""
+    without, with_prior = (
+        {cell["individual"]: cell["measures"] for cell in cells.get(row, [])}
+        for row in ("dreambooth", "dreambooth-prior")
+    )
+    both = sorted(without.keys() & with_prior.keys())
+    if not both:
+        return
+    for measure, sign in (("lfd_s2", 1), ("lfd_s3", 1), ("class_diversity", -1), ("class_leak", 1)):
+        figure = mean([sign * (without[one][measure] - with_prior[one][measure]) for one in both])
+        yield check(
+            f"DreamBooth without and with prior preservation: {measure}",
+            f"How much more is broken without it, by {measure}; the interval over individuals must lie above 0.",
+            figure,
+            lambda figure: figure.low > 0,
+        )
+
+
+def ever_longer(ladder: dict[str, Cells]) -> Iterable[dict[str, Any]]:
+    """Validity test 3: the same recipe trained ever longer is ever further from the base."""
+    rungs = sorted(
+        (cells[0]["settings"]["max_train_steps"], row) for row, cells in ladder.items() if row not in ("base", "null")
+    )
+    for measure in _OVERFITTING:
+        by_individual: dict[int, list[float]] = {}
+        for _, row in rungs:
+            for cell in ladder[row]:
+                by_individual.setdefault(cell["individual"], []).append(cell["measures"][measure])
+        whole = [values for values in by_individual.values() if len(values) == len(rungs)]
+        if len(whole) < 2 or len(rungs) < 3:
+            return
+        steps = [step for step, _ in rungs]
+        figure = mean([float(spearmanr(steps, values).statistic) for values in whole])
+        yield check(
+            f"ever longer training: {measure}",
+            f"Rank correlation of training steps ({', '.join(map(str, steps))}) and {measure}, mean over individuals; "
+            "the interval must lie above 0.5.",
+            figure,
+            lambda figure: figure.low > 0.5,
+        )
+
+
+def copies(cells: dict[str, Cells]) -> Iterable[dict[str, Any]]:
+    """Validity test 3, second half: a model that repeats its training pictures lights up the collapse ratio."""
+    for kind, words, good in (
+        ("collapse_of_copies", "repeats its training pictures; must be below 0.5", lambda figure: figure.high < 0.5),
+        (
+            "collapse_of_real",
+            "draws other real pictures of the concept; must be above 0.5",
+            lambda figure: figure.low > 0.5,
+        ),
+    ):
+        known = [cell["known_answers"][kind] for cell in cells["base"]]
+        yield check(f"collapse ratio: {kind}", f"The collapse ratio of a model that {words}.", mean(known), good)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("benchmark", type=Path)
+    parser.add_argument("ladder", type=Path)
+    arguments = parser.parse_args()
+    cells, ladder = read(arguments.benchmark), read(arguments.ladder)
+    checks = [*base_against_base(cells), *with_and_without_prior(cells), *ever_longer(ladder), *copies(cells)]
+    for one in checks:
+        state = "passed" if one["passed"] else "FAILED"
+        print(f"{state}  {one['name']}: {one['value']:.4g} ({one['low']:.4g} to {one['high']:.4g}, n = {one['num']})")
+    with whole_file(arguments.benchmark / "validity.json") as temporary:
+        temporary.write_text(json.dumps({"checks": checks}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
