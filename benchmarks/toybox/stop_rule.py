@@ -52,7 +52,9 @@ def followed(shop: Workshop, row: Row, individual: Individual) -> dict[str, Any]
     method = replace(row.method, max_train_steps=LONGER * row.method.max_train_steps)
     adapter = method.adapter(shop.base, concept)
     prior = (
-        shop.prior_latents(individual.class_noun, method.num_class_images) if method.prior_preservation_weight else None
+        shop.reference(individual.class_noun).prior_latents(method.num_class_images)
+        if method.prior_preservation_weight
+        else None
     )
     checks, states, losses = [], {}, []
     for now in train(shop.base, adapter, concept, row.training, class_latents=prior):

@@ -10,6 +10,7 @@ import json
 import math
 import multiprocessing
 import os
+import threading
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,11 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infusion.adapter_file import load_adapter, read_adapter_file, save_adapter
 from infusion.base import Base, load_base
+from infusion.comparison import BASE, NULL
 from infusion.concept import Concept
 from infusion.encoders import load_clip, load_image_encoder
 from infusion.errors import UserError, all_at_once, nearest
@@ -54,7 +55,6 @@ from infusion.two_concepts import measure_pair
 from infusion.validity import collapse_where_known, null_ranks
 
 _SCHEMA = 1  # to be raised when what is measured changes
-BASE_ROW, NULL_ROW = "base", "null"
 _NUM_TRAINING, _NUM_ELSEWHERE, _NUM_SAME_PLACE = 5, 40, 20
 _TILE_PX = 64
 
@@ -161,7 +161,7 @@ def load_specification(path: str | Path) -> Specification:
 
 
 def _row(name: str, settings: Mapping[str, Any]) -> Row:
-    if name in (BASE_ROW, NULL_ROW):
+    if name in (BASE, NULL):
         raise UserError(f'"{name}" is a row that every benchmark has; choose another name.')
     given = dict(settings)
     called = given.pop("method", None)
@@ -216,9 +216,11 @@ class Unit:
 
 
 def units(spec: Specification) -> list[Unit]:
-    """All results of a benchmark, individual by individual, so that whatever is done is a comparison."""
-    names = [BASE_ROW, NULL_ROW, *(row.name for row in spec.rows)]
-    cells = [Unit(name, (one,)) for one in spec.individuals for name in names]
+    """All results of a benchmark, two individuals at a time, so that whatever is done is a comparison and two processes
+    have two classes to draw."""
+    names = [BASE, NULL, *(row.name for row in spec.rows)]
+    two = [spec.individuals[at : at + 2] for at in range(0, len(spec.individuals), 2)]
+    cells = [Unit(name, (one,)) for some in two for name in names for one in some]
     composing = [row.name for row in spec.rows if row.method.name != "dreambooth"]
     return cells + [Unit(name, pair) for pair in spec.pairs for name in composing]
 
@@ -227,7 +229,6 @@ def digest(spec: Specification, unit: Unit, fingerprint: str) -> str:
     """What a result depends on, as 16 hexadecimal digits."""
     row = next((row for row in spec.rows if row.name == unit.row), None)
     facts = {
-        "schema": _SCHEMA,
         "base": fingerprint,
         "judges": spec.judges,
         "row": [row.method.name, asdict(row.method), asdict(row.training)] if row else unit.row,
@@ -235,7 +236,11 @@ def digest(spec: Specification, unit: Unit, fingerprint: str) -> str:
         "plan": asdict(spec.plan_for(unit.individuals[0].class_noun)),
         "pair_prompts": spec.pair_prompts if len(unit.individuals) > 1 else None,
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return _digest(facts)
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps({"schema": _SCHEMA, **facts}, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def is_done(folder: Path, unit: Unit, key: str) -> bool:
@@ -283,13 +288,25 @@ def _made(
         return
     context = multiprocessing.get_context("spawn")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with ProcessPoolExecutor(num_processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(num_processes, context, initializer=_alone, initargs=(os.getpid(),)) as pool:
         waiting = {pool.submit(make, str(spec_path), str(folder), unit): unit for unit in missing}
         try:
             for future in as_completed(waiting):
                 yield waiting[future], future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _alone(parent: int) -> None:
+    """One thread of computing for each process; and one that ends it when the process that began it has gone."""
+    torch.set_num_threads(1)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 # ------------------------------------------------------------------------------------------------- making a result
@@ -308,15 +325,22 @@ class Workshop:
     def reference(self, class_noun: str) -> Reference:
         if class_noun not in self.references:
             plan = self.spec.plan_for(class_noun)
-            self.references[class_noun] = Reference(self.base, class_noun, plan, self.witnesses)
+            facts = {"base": self.base.fingerprint(), "judges": self.spec.judges, "plan": asdict(plan)}
+            folder = self.folder / "work" / f"{class_noun.replace(' ', '-')}-{_digest(facts)}"
+            self.references[class_noun] = Reference(self.base, class_noun, plan, self.witnesses, folder=folder)
         return self.references[class_noun]
+
+
+def witnesses_of(judges: str) -> Witnesses:
+    """One of the toybox's sets of judges, all of it."""
+    name = f"toybox-{judges}"
+    return Witnesses(load_clip(name), load_image_encoder(name), load_judges(judges))
 
 
 @cache
 def _workshop(spec_path: str, folder: str) -> Workshop:
     spec = load_specification(spec_path)
-    name = f"toybox-{spec.judges}"
-    witnesses = Witnesses(load_clip(name), load_image_encoder(name), load_judges(spec.judges))
+    witnesses = witnesses_of(spec.judges)
     base = load_base(spec.base)
     base.freeze()
     return Workshop(spec, Path(folder), base, witnesses)
@@ -345,13 +369,13 @@ def make(spec_path: str, folder: str, unit: Unit) -> str | None:
 
 def _cell(shop: Workshop, unit: Unit) -> tuple[dict[str, Any], list[Image.Image]]:
     individual = unit.individuals[0]
-    reference, real = shop.reference(individual.class_noun), _real(individual)
+    reference, real = shop.reference(individual.class_noun), real_pictures(individual)
     told: dict[str, Any] = {"individual": individual.seed, "class_noun": individual.class_noun}
     started = time.process_time()
-    if unit.row == BASE_ROW:
+    if unit.row == BASE:
         found = evaluate(reference, None, real, reference.images)
         told["known_answers"] = _rounded(collapse_where_known(reference, real))
-    elif unit.row == NULL_ROW:
+    elif unit.row == NULL:
         found = evaluate(reference, None, real, reference.null_images)
         told["null_ranks"] = _rounded(null_ranks(reference))
     else:
@@ -367,13 +391,13 @@ def _cell(shop: Workshop, unit: Unit) -> tuple[dict[str, Any], list[Image.Image]
         "nulls": _rounded(reference.nulls),
     }
     chosen = _tiles(shop.spec.plan, found)
-    if unit.row == BASE_ROW:
+    if unit.row == BASE:
         chosen += [({"kind": "training"}, picture) for picture in real.training]
     told["tiles"] = [tile for tile, _ in chosen]
     return told, [_as_image(picture) for _, picture in chosen]
 
 
-def _real(individual: Individual) -> ConceptPictures:
+def real_pictures(individual: Individual) -> ConceptPictures:
     """Renders of an individual: its training pictures, and others that nothing is trained on."""
 
     def rendered(num: int, first: int, backgrounds: Sequence[str] | None) -> Tensor:
@@ -424,20 +448,11 @@ def _train(shop: Workshop, row: Row, individual: Individual, path: Path) -> None
     adapter = row.method.adapter(shop.base, concept := concept_of(individual))
     prior = None
     if row.method.prior_preservation_weight:
-        prior = _prior_latents(shop, individual.class_noun, row.method.num_class_images)
+        prior = shop.reference(individual.class_noun).prior_latents(row.method.num_class_images)
     started = time.process_time()
     for _ in train(shop.base, adapter, concept, row.training, class_latents=prior):
         pass
     save_adapter(adapter, path, shop.base, {"seconds": round(time.process_time() - started, 1)})
-
-
-def _prior_latents(shop: Workshop, class_noun: str, num: int) -> Tensor:
-    path = shop.folder / "work" / f"class-{class_noun.replace(' ', '-')}-{num}.safetensors"
-    if not path.exists():
-        latents = shop.reference(class_noun).prior_latents(num)
-        with whole_file(path) as temporary:
-            save_file({"latents": latents.contiguous()}, temporary)
-    return load_file(path)["latents"]
 
 
 def _pair(shop: Workshop, unit: Unit) -> tuple[dict[str, Any], list[Image.Image]]:
@@ -450,7 +465,7 @@ def _pair(shop: Workshop, unit: Unit) -> tuple[dict[str, Any], list[Image.Image]
         shop.base, draw(shop.base, shop.spec.plan, texts, range(shop.spec.plan.drawing.num_seeds), adapters)
     )
     measures = measure_pair(
-        shop.witnesses, images, [_real(one) for one in (first, second)], (first.class_noun, second.class_noun)
+        shop.witnesses, images, [real_pictures(one) for one in (first, second)], (first.class_noun, second.class_noun)
     )
     told = {
         "individuals": [first.seed, second.seed],

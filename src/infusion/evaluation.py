@@ -4,16 +4,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from diffusers.image_processor import VaeImageProcessor
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infusion import metrics
 from infusion.base import Base, Conditioning
 from infusion.encoders import Clip, ImageEncoder
+from infusion.files import whole_file
 from infusion.intervals import Figure, jackknife, mean
 from infusion.latents import decode_latents
 from infusion.masks import attention_masks
@@ -85,17 +88,31 @@ class Witnesses:
         found = attention_masks(
             base, [VaeImageProcessor.numpy_to_pil(image.permute(1, 2, 0).numpy())[0] for image in images], class_noun
         )
-        return torch.stack([torch.from_numpy(np.asarray(mask)).float() / 255 for mask in found])
+        return torch.stack([torch.from_numpy(np.array(mask)).float() / 255 for mask in found])
 
 
 def draw(
-    base: Base, plan: Plan, texts: Sequence[str], seeds: Sequence[int], adapters: Sequence[Adapter] = ()
+    base: Base,
+    plan: Plan,
+    texts: Sequence[str],
+    seeds: Sequence[int],
+    adapters: Sequence[Adapter] = (),
+    report: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Latents [N, C, H, W] of every text with every seed, by DPM-Solver++ (arXiv 2211.01095) in few steps."""
+    """Latents [N, C, H, W] of every text with every seed, by DPM-Solver++ (arXiv 2211.01095) in few steps.
+
+    Args:
+        report: called with how many were drawn, after every batch.
+    """
     sampling = {"num_inference_steps": plan.drawing.num_inference_steps, "guidance_scale": plan.drawing.guidance_scale}
     scheduler = DPMSolverMultistepScheduler.from_config(base.scheduler.config)
     batches = sample_prompts(base, texts, adapters, seeds, scheduler=scheduler, batch_size=16, **sampling)  # type: ignore[arg-type]
-    return torch.cat(list(batches))
+    drawn = []
+    for latents in batches:
+        drawn.append(latents)
+        if report:
+            report(len(latents))
+    return torch.cat(drawn)
 
 
 def pictures(base: Base, latents: Tensor) -> Tensor:
@@ -122,14 +139,25 @@ class Probed:
 class Reference:
     """The base model's own pictures and predictions for a class noun: what every customized model is held against.
 
-    Everything is drawn when it is first asked for, and kept.
+    Everything is drawn when it is first asked for, and kept; in `folder`, where there is one, for other processes too.
+    report: called with how many pictures were drawn, here and in `evaluate`.
     """
 
-    def __init__(self, base: Base, class_noun: str, plan: Plan, witnesses: Witnesses) -> None:
+    def __init__(
+        self,
+        base: Base,
+        class_noun: str,
+        plan: Plan,
+        witnesses: Witnesses,
+        report: Callable[[int], None] | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self.base = base
         self.class_noun = class_noun
         self.plan = plan
         self.witnesses = witnesses
+        self.report = report
+        self.folder = folder
 
     def texts(self, words: str) -> list[str]:
         """The plan's prompts with `words` in the place of the concept."""
@@ -141,17 +169,17 @@ class Reference:
 
     @cached_property
     def images(self) -> Tensor:
-        return self._drawn(self.texts(self.class_noun), range(self.plan.drawing.num_seeds))
+        return self._drawn("images", self.texts(self.class_noun), range(self.plan.drawing.num_seeds))
 
     @cached_property
     def null_images(self) -> Tensor:
         """The same prompts with other seeds: what finite samples alone make of every distance."""
-        first = _NULL_SEEDS
-        return self._drawn(self.texts(self.class_noun), range(first, first + self.plan.drawing.num_seeds))
+        seeds = range(_NULL_SEEDS, _NULL_SEEDS + self.plan.drawing.num_seeds)
+        return self._drawn("null_images", self.texts(self.class_noun), seeds)
 
     @cached_property
     def class_images(self) -> Tensor:
-        return self._drawn([self.class_text], self.class_seeds)
+        return self._drawn("class_images", [self.class_text], self.class_seeds)
 
     @property
     def class_seeds(self) -> range:
@@ -159,7 +187,8 @@ class Reference:
 
     def prior_latents(self, num: int) -> Tensor:
         """Pictures of the class for prior preservation, of seeds that nothing is measured on."""
-        return draw(self.base, self.plan, [self.class_text], range(_PRIOR_SEEDS, _PRIOR_SEEDS + num))
+        seeds = range(_PRIOR_SEEDS, _PRIOR_SEEDS + num)
+        return self._kept(f"prior_latents_{num}", lambda: draw(self.base, self.plan, [self.class_text], seeds))
 
     @cached_property
     def features(self) -> "Features":
@@ -171,15 +200,27 @@ class Reference:
         found = wasserstein(self.features, Features.of(self, self.null_images), self.plan.prompt_of)
         return {name: figure.value for name, figure in found.items()}
 
-    def _drawn(self, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        return pictures(self.base, draw(self.base, self.plan, texts, seeds))
+    def _drawn(self, name: str, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        latents = self._kept(name, lambda: draw(self.base, self.plan, texts, seeds, report=self.report))
+        return pictures(self.base, latents)
+
+    def _kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` makes, or made before."""
+        if self.folder is None:
+            return make()
+        path = self.folder / f"{name}.safetensors"
+        if not path.exists():
+            tensor = make()
+            with whole_file(path) as temporary:
+                save_file({name: tensor.contiguous()}, temporary)
+        return load_file(path)[name]
 
     @cached_property
     def probes(self) -> dict[str, Probed]:
         """S1 unrelated prompts, S2 sibling classes, S3 the class noun, S4 the class noun where the concept will be."""
         nouns = tuple(self.texts(self.class_noun))
         asked = {"s1": self.plan.unrelated, "s2": self.plan.siblings, "s3": nouns}
-        probes = {name: self._probed(texts) for name, texts in asked.items()}
+        probes = {name: self._probed(name, texts) for name, texts in asked.items()}
         third = probes["s3"]
         masks = self.witnesses.masks(self.base, pictures(self.base, third.probe.latents), self.class_noun)
         weights = metrics.outside_subject(masks, third.probe.latents.shape[-2:])  # type: ignore[arg-type]
@@ -188,17 +229,21 @@ class Reference:
         probes["s4"] = Probed(outside, third.texts, third.eps_0, third.eps_empty, third.timesteps)
         return probes
 
-    def _probed(self, texts: tuple[str, ...]) -> Probed:
-        num = self.plan.drawing.latents_per_prompt
-        probe = Probe(draw(self.base, self.plan, texts, range(num)), torch.arange(len(texts)).repeat_interleave(num))
-        conditioning = self.told(texts, {})
+    def _probed(self, name: str, texts: tuple[str, ...]) -> Probed:
+        num, steps = self.plan.drawing.latents_per_prompt, self.plan.drawing.num_timesteps
+        latents = self._kept(name, lambda: draw(self.base, self.plan, texts, range(num), report=self.report))
+        probe = Probe(latents, torch.arange(len(texts)).repeat_interleave(num))
+        conditioning, schedule = self.told(texts, {}), self.base.noise_schedule
         empty = self.base.encode([""]).rows([0] * len(conditioning))
-        schedule, steps = self.base.noise_schedule, self.plan.drawing.num_timesteps
+
+        def predicted(told: Conditioning) -> Tensor:
+            return metrics.eps_predictions(self.base, schedule, probe, told, steps)
+
         return Probed(
             probe,
             texts,
-            metrics.eps_predictions(self.base, schedule, probe, conditioning, steps),
-            metrics.eps_predictions(self.base, schedule, probe, empty, steps),
+            self._kept(f"{name}_eps", lambda: predicted(conditioning)),
+            self._kept(f"{name}_eps_empty", lambda: predicted(empty)),
             metrics.stratified_timesteps(schedule, probe, steps, seed=0),
         )
 
@@ -258,7 +303,7 @@ def wasserstein(base: Features, customized: Features, prompt_of: np.ndarray) -> 
 
     @cache
     def of(rows: bytes) -> dict[str, float]:  # each set of rows is asked for once by every distance
-        at = np.frombuffer(rows, dtype=np.int64)
+        at = np.frombuffer(rows, dtype=np.int64).copy()  # torch wants to be able to write in it
         return distances(base.rows(at), customized.rows(at))
 
     def at(name: str) -> Callable[[np.ndarray], float]:
@@ -330,14 +375,18 @@ def evaluate(
     seconds = None
     if images is None:
         started = time.process_time()
-        images = pictures(base, draw(base, plan, reference.texts(name), range(plan.drawing.num_seeds), adapters))
+        seeds = range(plan.drawing.num_seeds)
+        images = pictures(base, draw(base, plan, reference.texts(name), seeds, adapters, reference.report))
         seconds = (time.process_time() - started) / len(images)
-    class_images = pictures(base, draw(base, plan, [reference.class_text], reference.class_seeds, adapters))
-    measures, satisfied = _prompts_kept(reference, images)
+    class_images = reference.class_images
+    if adapter:
+        drawn = draw(base, plan, [reference.class_text], reference.class_seeds, adapters, reference.report)
+        class_images = pictures(base, drawn)
+    measures, satisfied = prompts_kept(reference, images)
     score = satisfied
     if real:
-        learnt, identity = _learnt(reference, real, images, class_images)
-        measures |= learnt | _copied(reference, real, images)
+        found, identity = learnt(reference, real, images, class_images)
+        measures |= found | _copied(reference, real, images)
         score = (identity.clamp(0, 1) + satisfied) / 2
     measures |= wasserstein(reference.features, Features.of(reference, images), plan.prompt_of)
     measures |= _class_kept(reference, class_images) | _divergences(reference, adapter)
@@ -349,7 +398,7 @@ def _over_prompts(values: Tensor, prompt_of: np.ndarray) -> Figure:
     return mean(np.bincount(prompt_of, values.double().numpy()) / np.bincount(prompt_of))
 
 
-def _prompts_kept(reference: Reference, images: Tensor) -> tuple[dict[str, Figure], Tensor]:
+def prompts_kept(reference: Reference, images: Tensor) -> tuple[dict[str, Figure], Tensor]:
     """Text alignment; by the judges, the facts that the prompts ask for, and each picture's share of them [N]."""
     witnesses, plan = reference.witnesses, reference.plan
     texts = [text for text in reference.texts(reference.class_noun) for _ in range(plan.drawing.num_seeds)]
@@ -364,7 +413,7 @@ def _prompts_kept(reference: Reference, images: Tensor) -> tuple[dict[str, Figur
     return measures | {f"facts_{fact}": figure for fact, figure in found.figures().items()}, found.satisfied
 
 
-def _learnt(
+def learnt(
     reference: Reference, real: ConceptPictures, images: Tensor, class_images: Tensor
 ) -> tuple[dict[str, Figure], Tensor]:
     """Identity between floor and ceiling, of each picture [N] too; and that of pictures of the plain class noun."""

@@ -43,7 +43,7 @@ def subject_masks(base: Base, concept: Concept) -> list[SubjectMask]:
 
 @torch.no_grad()
 def attention_masks(base: Base, images: Sequence[Image.Image], class_noun: str) -> list[Image.Image]:
-    """What the base's cross-attention to the class noun covers of each picture ("L"): the mean over noises, layers, heads."""
+    """What the base's cross-attention to the class noun covers of each picture: mean over noises, layers and heads."""
     conditioning = base.encode(["a photo of a <subject>"], {"subject": class_noun}).rows([0] * _NUM_NOISES)
     tokens = [row["subject"] for row in conditioning.concept_tokens]
     generator = torch.Generator().manual_seed(0)
