@@ -9,10 +9,15 @@ SOURCE = Path(__file__).parents[1] / "src" / "infusion"
 # Each module may import from its own row and those below, never from those above.
 ROWS = [
     {"cli"},
-    {"cli_toybox"},
-    {"showcase", "gates"},
-    {"report", "pipeline", "training"},
+    {"cli_toybox", "cli_measure"},
+    {"showcase", "gates", "evaluation_page"},
+    {"benchmark"},
+    {"two_concepts", "validity", "evaluation_defaults"},
+    {"evaluation", "stopping"},
+    {"training"},
+    {"report", "pipeline", "comparison", "comparison_page", "comparison_plots"},
     {"checkpoint", "dataset", "sampling", "adapter_file", "masks"},
+    {"metrics"},
     {"methods", "latents"},
     {"base"},
     {"prompts", "encoders", "judging", "model_card"},

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from infusion import cli, showcase
 from infusion.cli import app, main, merged_settings, parse_seeds
 from infusion.errors import UserError
+from infusion.methods import METHODS
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -103,7 +104,7 @@ def test_a_flag_goes_before_set_and_that_before_the_file(tmp_path: Path) -> None
 
 
 def test_every_setting_is_a_flag_without_a_default_of_its_own() -> None:
-    fields = {field.name for cls in cli._settings_classes() for field in dataclasses.fields(cls)}
+    fields = {"method", *(field.name for cls in cli._classes_with_flags() for field in dataclasses.fields(cls))}
     params = {param.name: param for param in typer.main.get_command(app).commands["train"].params}  # type: ignore[attr-defined]
     assert fields <= set(params)
     assert {params[name].default for name in fields} == {None}
@@ -113,10 +114,14 @@ def test_help_tells_what_the_settings_tell(run: Run) -> None:
     code, text, _ = run("train", "--help")
     text = " ".join(text.split())
     assert code == 0
-    for cls in cli._settings_classes():
+    for cls in cli._classes_with_flags():
         for field in dataclasses.fields(cls):
             assert " ".join(field.metadata["help"].rstrip(".").split()) in text.replace("- ", "-")
-            assert f"[default: {field.default}]" in text
+            assert re.search(rf"\[default: {field.default}[\];]", text)
+    assert re.search(r"--layers VALUE [^\[]* Of infusion only. \[default: all\]", text)
+    assert re.search(r"--learning-rate VALUE [^\[]* \[default: 0.01; other methods have their own\]", text)
+    assert "perfusion: embedding_learning_rate, " in text and "lora: rank, rare_token;" in text
+    assert all(name in text.replace("- ", "-") for name in METHODS)
 
 
 def test_asking_for_help_loads_nothing_heavy() -> None:
@@ -264,6 +269,66 @@ def test_starting_anew_needs_to_be_said(run: Run, pictures: Path, base_dir: Path
     assert code == 1 and "b.checkpoint.safetensors" in error and not Path("b.safetensors").exists()
     code, _, _ = run(*train(pictures, base_dir, steps=2), "-o", "b.safetensors", "--no-resume")
     assert code == 0 and Path("b.safetensors").exists()
+
+
+def test_another_method_has_its_own_settings(run: Run, pictures: Path) -> None:
+    Path("run.toml").write_text('method = "lora"\nrank = 8\n')
+    words = ["train", pictures, "--class-noun", "cat", "--dry-run"]
+    code, text, _ = run(*words, "--config", "run.toml", "--learning-rate", "0.5")
+    assert code == 0
+    assert {'method = "lora"', "rank = 8", "learning_rate = 0.5", 'rare_token = "sks"'} <= set(text.splitlines())
+    code, text, _ = run(*words, "--config", "run.toml", "--method", "dreambooth", "--set", "rank=8")
+    assert code == 1
+    code, text, _ = run(*words, "--method", "dreambooth", "--no-masked-loss")
+    assert code == 0 and {"learning_rate = 5e-06", "masked_loss = false"} <= set(text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--method", "lara"], 'method = "lara" is not one of infusion, '),
+        (["--method", "lara"], 'Did you mean "lora"?'),
+        (["--method", "lora", "--layers", "up"], 'Unknown setting "layers".'),
+        (["--method", "lora", "--set", "rnk=8"], 'Unknown setting "rnk". Did you mean "rank"?'),
+        (["--set", "rank=8"], 'Unknown setting "rank".'),
+    ],
+)
+def test_settings_of_another_method_are_refused(run: Run, pictures: Path, given: list[str], words: str) -> None:
+    code, _, error = run("train", pictures, "--class-noun", "cat", *given)
+    assert code == 1 and words in error
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "says"),
+    [
+        ("lora", ["--set", "rank=2"], 'pipe.load_lora_weights("my-cat.safetensors"); a prompt then says "sks cat".'),
+        (
+            "textual-inversion",
+            ["--preview-steps", 1],
+            'pipe.load_textual_inversion("my-cat.safetensors"); a prompt then says "<my-cat>".',
+        ),
+        ("custom-diffusion", ["--set", "num_class_images=2"], "Drawing 2 pictures of the class, so that it is kept"),
+        ("perfusion", ["--page", "page.html"], "my-cat.safetensors: "),
+    ],
+)
+def test_rivals_from_pictures_to_pictures(
+    run: Run, pictures: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch, method: str, given: list, says: str
+) -> None:
+    few = partial(showcase.compare, prompts=("a {}",), seeds=(0,), num_inference_steps=1)
+    monkeypatch.setattr(showcase, "compare", few)
+    code, text, error = run(*train(pictures, base_dir, steps=2), "--method", method, *given)
+    assert (code, error) == (0, "") and says in text
+    assert ("In diffusers" in text) == (method in ("lora", "textual-inversion"))
+    learnt = re.search(r"bytes, ([\d,]+) parameters", text)
+    if method == "perfusion":
+        assert "Attention maps stay" not in Path("page.html").read_text()
+
+    few_steps = ["--concept", "my-cat.safetensors", "--num-inference-steps", 2, "--device", "cpu"]
+    code, text, error = run("generate", "a <my-cat>", "a cat", *few_steps)
+    assert (code, error) == (0, "") and "2 pictures in out." in text
+    code, text, error = run("show", "my-cat.safetensors")
+    assert (code, error) == (0, "") and f"method      {method} (arXiv" in text
+    assert learnt and f"{learnt[1]} parameters" in text
 
 
 # --- generate ---

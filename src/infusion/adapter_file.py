@@ -52,6 +52,7 @@ def save_adapter(adapter: Adapter, path: str | Path, base: Base, training: Mappi
         "method": adapter.method.name,
         "paper": adapter.method.paper,
         "settings": asdict(adapter.method),
+        "num_parameters": adapter.num_parameters,
         "concept_name": adapter.concept_name,
         "class_noun": adapter.class_noun,
         "base": {"id": base.id, "fingerprint": base.fingerprint()},

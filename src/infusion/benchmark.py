@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -261,7 +261,7 @@ class Done:
     failed: str | None = None
 
 
-def run(spec_path: str | Path, folder: str | Path, num_processes: int = 1) -> Iterator[Done]:
+def run(spec_path: str | Path, folder: str | Path, num_processes: int = 1) -> Generator[Done, None, None]:
     """Make every result that is not there yet; yields after each.
 
     A method that diverges is a result too: its cell says so, and has no measures.
@@ -502,7 +502,7 @@ def _rounded(values: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def _as_tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.asarray(image)).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
 def _as_image(picture: Tensor) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Words on a command line -> files: `infusion train`, `generate`, `show`, `demo`, `toybox`."""
+"""Words on a command line -> files: `infusion train`, `generate`, `show`, `demo`, and those of the other modules."""
 
 import dataclasses
 import json
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from infusion.cli_measure import benchmark, evaluate, report
 from infusion.cli_toybox import toybox
 from infusion.errors import UserError, all_at_once, nearest
 from infusion.toybox.scene import FIRST_RESERVED_CONCEPT
@@ -25,6 +26,7 @@ from infusion.toybox.scene import FIRST_RESERVED_CONCEPT
 if TYPE_CHECKING:
     from PIL import Image
     from rich.console import Console
+    from torch import Tensor
 
     from infusion.base import Base
     from infusion.concept import Concept
@@ -39,6 +41,7 @@ PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _GRID_ROWS, _GRID_COLUMNS = 16, 8
 _PREVIEW_SEEDS = range(4)
 _INTERRUPTED = 130
+_DEFAULT_METHOD = "infusion"
 
 app = typer.Typer(
     help="Teach a diffusion model one thing from a few pictures; everything else it knows stays untouched.",
@@ -79,15 +82,11 @@ class _SettingsCommand(TyperCommand):
     """A command some of whose flags are settings: their help is read where the settings are declared."""
 
     def format_help(self, *args: Any) -> None:
-        from infusion.settings import allowed
-
-        fields = {field.name: (field, hint) for cls in _settings_classes() for field, hint in _fields(cls)}
+        explained, without_flag = _explained_settings({param.name for param in self.params})
         for param in self.params:
-            if param.name in fields:
-                field, hint = fields[param.name]
-                about = field.metadata["help"].rstrip(".")
-                about += "" if hint in (str, bool) else f"; {allowed(field, hint)}"
-                param.help = f"{about}. [default: {field.default}]"  # type: ignore[attr-defined]
+            if param.name in explained:
+                param.help = explained[param.name]  # type: ignore[attr-defined]
+        self.epilog = f"Settings without a flag, for --set and --config: {without_flag}."
         super().format_help(*args)
 
 
@@ -108,6 +107,7 @@ def train(
         str | None,
         typer.Option(help="What prompts call it: my-cat, for <my-cat>. [default: the folder's name]"),
     ] = None,
+    method: Annotated[str | None, typer.Option(metavar="NAME", show_default=False)] = None,
     base: BaseOption = "toybox",
     output: Annotated[
         Path | None,
@@ -130,6 +130,8 @@ def train(
     layers: Setting = None,
     streams: Setting = None,
     mixing_probability: Setting = None,
+    keys: Annotated[bool | None, typer.Option("--keys/--no-keys", show_default=False)] = None,
+    masked_loss: Annotated[bool | None, typer.Option("--masked-loss/--no-masked-loss", show_default=False)] = None,
     train_batch_size: Setting = None,
     gradient_accumulation_steps: Setting = None,
     lr_scheduler: Setting = None,
@@ -159,7 +161,7 @@ def train(
     console = plain_console()
     mistakes: list[str] = []
     with _noting(mistakes):
-        method, settings = _settings(context.params, set_ or [], config)
+        recipe, settings = _settings(context.params, set_ or [], config)
     with _noting(mistakes):
         concept = _read_concept(folder, class_noun, name, masks)
         output = output or Path(f"{concept.name}.safetensors")
@@ -178,7 +180,7 @@ def train(
         print(f"warning: {warning}", file=sys.stderr)
     console.print(_described(concept))
     if dry_run:
-        console.print(_resolved(method, settings, base=base, output=str(output), mixed_precision=mixed_precision))
+        console.print(_resolved(recipe, settings, base=base, output=str(output), mixed_precision=mixed_precision))
         return
 
     checkpoint = output.with_suffix(".checkpoint.safetensors")
@@ -196,7 +198,7 @@ def train(
 
     found = subject_masks(model, concept)
     console.print(_described_masks(found))
-    adapter = method.adapter(model, concept)
+    adapter = recipe.adapter(model, concept)
     try:
         record = _learn(console, model, adapter, concept, settings, checkpoint, found, output, preview_steps)
     except KeyboardInterrupt:
@@ -214,6 +216,9 @@ def train(
         console.print(f"{page}: what was learnt, beside the base model.")
     words = ["infusion", "generate", f"a {concept.placeholder} on the beach", "--concept", str(output)]
     console.print(f"Try: {shlex.join(words)} --seed 0..7 -o out")
+    if adapter.diffusers_loader:
+        call = f'pipe.{adapter.diffusers_loader}("{output}")'
+        console.print(f'In diffusers: {call}; a prompt then says "{adapter.diffusers_words}".')
 
 
 @app.command()
@@ -276,7 +281,7 @@ def generate(
     unnamed = [name for name in class_nouns if not any(f"<{name}>" in prompt for prompt in prompts)]
     if unnamed and not mistakes:
         name, noun = unnamed[0], class_nouns[unnamed[0]]
-        mistakes.append(f'No prompt names <{name}>. Write "a <{name}>"; a plain "{noun}" stays the base model\'s.')
+        mistakes.append(f'No prompt names <{name}>. Write "a <{name}>"; a plain "{noun}" does not mean it.')
     if mistakes:
         raise all_at_once(mistakes, "this command")
 
@@ -303,7 +308,7 @@ def show(
     about, tensors = read_adapter_file(file)
     norms = {name: round(float(tensor.float().norm()), 6) for name, tensor in tensors.items()}
     facts = about | {
-        "num_parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "num_parameters": about.get("num_parameters", sum(tensor.numel() for tensor in tensors.values())),
         "bytes": file.stat().st_size,
         "norms": norms,
     }
@@ -366,6 +371,10 @@ def demo(
     console.print(f"The page: {page.resolve().as_uri()}")
 
 
+for _command in (evaluate, benchmark, report):
+    app.command()(_command)
+
+
 # --- what is given ---
 
 
@@ -399,19 +408,44 @@ def merged_settings(flags: dict[str, Any], assignments: Sequence[str], config: P
 
 def _settings(flags: dict[str, Any], assignments: Sequence[str], config: Path | None) -> Any:
     """The method and the training settings, from all that was given."""
+    from infusion.methods import METHODS
     from infusion.settings import parse
-
-    classes = _settings_classes()
-    names = {field.name for cls in classes for field, _ in _fields(cls)}
-    given = {name: value for name, value in flags.items() if name in names}
-    return parse(merged_settings(given, assignments, config), *classes)
-
-
-def _settings_classes() -> tuple[type[Any], ...]:
-    from infusion.methods import Infusion
     from infusion.training import TrainingSettings
 
-    return Infusion, TrainingSettings
+    names = {"method", *(field.name for cls in _classes_with_flags() for field, _ in _fields(cls))}
+    given = {name: value for name, value in flags.items() if name in names}
+    merged = merged_settings(given, assignments, config)
+    method = str(merged.pop("method", _DEFAULT_METHOD))
+    _check_choice("method", method, METHODS)
+    return parse(merged, METHODS[method], TrainingSettings)
+
+
+def _classes_with_flags() -> tuple[type[Any], ...]:
+    """Whose settings have flags; those that only another method has are given by --set."""
+    from infusion.methods import METHODS
+    from infusion.training import TrainingSettings
+
+    return METHODS[_DEFAULT_METHOD], TrainingSettings
+
+
+def _explained_settings(flags: set[str | None]) -> tuple[dict[str, str], str]:
+    """What the settings with flags say of themselves, by name; and which others every method has."""
+    from infusion.methods import METHODS
+    from infusion.settings import allowed
+
+    fields_of = {name: [field.name for field, _ in _fields(method)] for name, method in METHODS.items()}
+    shared = set.intersection(*(set(names) for names in fields_of.values()))
+    explained = {"method": f"How it is learnt: {', '.join(METHODS)}. [default: {_DEFAULT_METHOD}]"}
+    for cls in _classes_with_flags():
+        for field, hint in _fields(cls):
+            about = field.metadata["help"].rstrip(".")
+            about += "" if hint in (str, bool) else f"; {allowed(field, hint)}"
+            of_method = cls in METHODS.values()
+            only = f" Of {_DEFAULT_METHOD} only." if of_method and field.name not in shared else ""
+            others = "; other methods have their own" if of_method and field.name in shared else ""
+            explained[field.name] = f"{about}.{only} [default: {field.default}{others}]"
+    without = {method: [name for name in names if name not in flags] for method, names in fields_of.items()}
+    return explained, "; ".join(f"{method}: {', '.join(names)}" for method, names in without.items() if names)
 
 
 def _fields(cls: type[Any]) -> list[tuple["dataclasses.Field[Any]", Any]]:
@@ -510,7 +544,7 @@ def _learn(
     previews_dir = output.with_suffix(".previews")
     recent: deque[float] = deque(maxlen=50)
     started = time.monotonic()
-    training = train_steps(base, adapter, concept, settings, checkpoint, masks)
+    training = train_steps(base, adapter, concept, settings, checkpoint, masks, _class_latents(console, base, adapter))
     # Closing it writes the checkpoint.
     with _interruptible() as asked_to_stop, progress_bar(console, "Learning") as advance, closing(training):
         for now in training:
@@ -526,6 +560,17 @@ def _learn(
                 raise KeyboardInterrupt
     record.seconds = time.monotonic() - started
     return record
+
+
+def _class_latents(console: "Console", base: "Base", adapter: "Adapter") -> "Tensor | None":
+    """The pictures of the class that prior preservation trains beside the concept; None for methods without it."""
+    from infusion.training import draw_class
+
+    method = adapter.method
+    if method.prior_preservation_weight == 0:
+        return None
+    console.print(f"Drawing {method.num_class_images} pictures of the class, so that it is kept ...")
+    return draw_class(base, adapter.class_noun, method.num_class_images)
 
 
 def _preview(base: "Base", adapter: "Adapter", path: Path) -> "list[Image.Image]":

@@ -145,7 +145,8 @@ def customize(pipeline: Any, *adapters: Adapter | str | Path, any_base: bool = F
     for adapter in loaded:
         if any(isinstance(edit, TokenVectors) for edit in adapter.edits(base)):
             raise UserError(
-                f"<{adapter.concept_name}> ({adapter.method.name}) has words of its own, and a pipeline reads its prompts "
-                "itself: draw it with infusion.generate; a Textual Inversion also loads with pipe.load_textual_inversion."
+                f"<{adapter.concept_name}> ({adapter.method.name}) has words of its own, and a pipeline reads its "
+                "prompts itself: draw it with infusion.generate; a Textual Inversion also loads with "
+                "pipe.load_textual_inversion."
             )
     return CustomizedPipeline(pipeline, together(base, loaded))

@@ -46,14 +46,6 @@ UNTOUCHED = (
 """Prompts that do not name the concept; {} is the plain class noun."""
 
 
-NOTES = (
-    "Attention maps stay the base model's, so silhouette, pose and layout stay the base model's too. What is learnt is "
-    "one vector a layer: it carries main colours, and neither patterns nor where on the body each mark sits.",
-    "Prompts without the concept are the base model's by construction, so a difference of 0 is a test of the "
-    "implementation and no measurement of quality.",
-)
-
-
 @dataclass
 class TrainingRecord:
     """What there is to tell of a training, collected while it runs."""
@@ -150,7 +142,7 @@ def training_page(
         untouched=untouched,
         facts=facts,
         settings={name: str(value) for name, value in about.items()},
-        notes=NOTES,
+        notes=adapter.method.notes,
         loss_curve=record.losses,
         previews=record.previews,
     )

@@ -191,7 +191,7 @@ def _identity(
         "noise_schedule": dict(base.noise_schedule.config),
         "dtype": str(base.dtype),
         "concept": [adapter.concept_name, adapter.class_noun, concept.captions],
-        "method": asdict(adapter.method),
+        "method": [adapter.method.name, asdict(adapter.method)],
         "settings": asdict(replace(settings, checkpointing_steps=1)),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())

@@ -90,8 +90,8 @@ def attached(base: "Base", adapters: Sequence[Customization], borrows: Tensor | 
                 for path, wrapper in edit.wrappers.items():
                     stack.enter_context(wrap_module(base.unet, path, wrapper))
         vectors = [edit for edit in edits if isinstance(edit, TokenVectors)]
-        texts = stack.enter_context(TextReader(base, vectors).attached()) if vectors else None
         residuals = [edit for edit in edits if isinstance(edit, ValueResiduals)]
+        texts = stack.enter_context(TextReader(base, vectors).attached()) if vectors else None
         streams = stack.enter_context(TwinStreams(base.unet, residuals, borrows).attached()) if residuals else None
         yield Customized(base, streams, texts)
 
@@ -104,7 +104,7 @@ def _swapped(edits: Sequence[Edit], names: Sequence[str]) -> dict[str, Tensor]:
             for path, tensor in edit.tensors.items():
                 if swapped.setdefault(path, tensor) is not tensor:
                     raise UserError(
-                        f"The concepts {', '.join(names)} each bring weights of their own for {path}, and a network has "
-                        "one: use one of them at a time."
+                        f"The concepts {', '.join(names)} each bring weights of their own for {path}, and a network "
+                        "has one: use one of them at a time."
                     )
     return swapped

@@ -16,6 +16,7 @@ from torch import Tensor
 from infusion.base.cross_attention import cross_attentions
 from infusion.base.customization import Customization, attached
 from infusion.base.denoiser import Conditioning, Denoiser
+from infusion.base.vocabulary import inverse_second_moment, typical_states
 from infusion.errors import UserError
 from infusion.prompts import parse_prompt, tokenize
 
@@ -71,6 +72,11 @@ class Base:
     def noise_schedule(self) -> Any:
         """How noise is added in training, whichever scheduler samples: z_t = sqrt(abar_t) z_0 + sigma_t noise."""
         return DDPMScheduler.from_config(self.scheduler.config)
+
+    @cached_property
+    def text_metric(self) -> Tensor:
+        """C^-1 [C, C] of the text states that prompts usually have: what closed-form methods measure with."""
+        return inverse_second_moment(typical_states(self))
 
     @property
     def device(self) -> torch.device:

@@ -4,11 +4,11 @@ The vectors stand in for the text model's input embeddings at the tokens that na
 touched. Rows that name no concept keep their states, to the bit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ from torch import Tensor
 from infusion.base.cross_attention import cross_attentions
 from infusion.base.denoiser import Conditioning
 from infusion.base.edits import hook_input, hook_output
+from infusion.errors import UserError
+
+if TYPE_CHECKING:
+    from infusion.base.model import Base
 
 ALL_LAYERS = ""
 
@@ -24,29 +28,30 @@ ALL_LAYERS = ""
 class TokenVectors:
     """The edit of one concept: embeddings of the tokens that name it.
 
-    vectors: [n, width] for its n tokens, by the path of the cross-attention layer that reads them; under `ALL_LAYERS`
-    for every layer that has none of its own.
+    words: what a prompt reads where it names the concept, n tokens. vectors: [n, width] for these, by the path of the
+    cross-attention layer that reads them; under `ALL_LAYERS` for every layer that has none of its own.
     """
 
     concept: str
+    words: str
     vectors: Mapping[str, Tensor]
 
 
 class TextReader:
-    """Reads rows that name concepts with the concepts' own token vectors.
+    """Lets the text model of `base` read rows that name concepts with the concepts' own token vectors.
 
-    encode: the base's text model, (token ids [B, T], mask or None) -> states [B, T, C]. Outside of training what was
-    read last is kept, because a sampler gives the same conditioning at every step.
+    Outside of training what was read last is kept, because a sampler gives the same conditioning at every step.
     """
 
-    def __init__(self, base: Any, edits: Sequence[TokenVectors]) -> None:
+    def __init__(self, base: "Base", edits: Sequence[TokenVectors]) -> None:
         self.base = base
         self.edits = {edit.concept: edit.vectors for edit in edits}
+        self.token_ids = {e.concept: base.tokenizer(e.words, add_special_tokens=False).input_ids for e in edits}
         self._last: tuple[Conditioning, Conditioning] | None = None
         self._by_layer: Mapping[str, Tensor] = {}
 
     @contextmanager
-    def attached(self):  # type: ignore[no-untyped-def]
+    def attached(self) -> Iterator["TextReader"]:
         """Within the block, layers with states of their own are given those of the conditioning read last."""
         paths = {path for vectors in self.edits.values() for path in vectors} - {ALL_LAYERS}
         layers = cross_attentions(self.base.unet) if paths else {}
@@ -74,6 +79,7 @@ class TextReader:
         if not named:
             return conditioning
         rows, at = conditioning.rows(named), torch.tensor(named, device=conditioning.text_states.device)
+        self._check_spelling(rows)
         states: dict[str, Tensor] = {}
         for path in sorted({path for vectors in self.edits.values() for path in vectors}):
             with hook_output(self.base.text_encoder.get_input_embeddings(), partial(self._with_vectors, rows, path)):
@@ -81,6 +87,17 @@ class TextReader:
             states[path] = conditioning.text_states.index_copy(0, at, read)
         shared = states.pop(ALL_LAYERS, conditioning.text_states)
         return replace(conditioning, text_states=shared, states_by_layer=states)
+
+    def _check_spelling(self, rows: Conditioning) -> None:
+        """Every mention must be the concept's own tokens, for which there are vectors."""
+        for ids, tokens in zip(rows.token_ids.tolist(), rows.concept_tokens, strict=True):
+            for concept in tokens.keys() & self.edits.keys():
+                own, there = self.token_ids[concept], [ids[at] for at in tokens[concept]]
+                if there != own * (len(there) // len(own)):
+                    raise UserError(
+                        f"A prompt names <{concept}> within a longer word, for which it has no vectors: leave a space "
+                        "on both sides of it."
+                    )
 
     def _with_vectors(self, rows: Conditioning, path: str, embeddings: Tensor) -> Tensor:
         """embeddings [B, T, width], with the vectors of every concept at its tokens, mention by mention."""
@@ -90,8 +107,6 @@ class TextReader:
                 if vectors is None:
                     continue
                 at = torch.tensor(tokens[concept], device=embeddings.device)
-                mentions, rest = divmod(len(at), len(vectors))
-                assert not rest, f"<{concept}> has {len(vectors)} vectors for {len(at)} tokens"
-                where = (torch.full_like(at, row), at)
-                embeddings = embeddings.index_put(where, vectors.repeat(mentions, 1).to(embeddings.dtype))
+                mentions = vectors.repeat(len(at) // len(vectors), 1)
+                embeddings = embeddings.index_put((torch.full_like(at, row), at), mentions.to(embeddings.dtype))
         return embeddings

@@ -12,7 +12,7 @@ from infusion.base.cross_attention import cross_attentions
 from infusion.base.customization import Edit, SwappedParameters
 from infusion.base.model import Base
 from infusion.base.token_vectors import ALL_LAYERS, TextReader, TokenVectors
-from infusion.base.vocabulary import inverse_second_moment, states_from_concept, typical_states
+from infusion.base.vocabulary import sentence_ends
 from infusion.errors import UserError
 from infusion.methods.method import Adapter, Method, embeddings_of, load_tensors, register_at
 from infusion.settings import setting
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from infusion.concept import Concept
 
 _VECTORS = "rare_token_vectors"
+_LIKE_STATES = 1e-3  # singular value, as a share of the largest, below which states are taken to be alike
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class CustomDiffusionAdapter(Adapter):
 
     def word(self) -> TokenVectors:
         vectors: Any = torch.cat([self.get_parameter(_VECTORS), self.get_buffer("noun_vectors")])
-        return TokenVectors(self.concept_name, {ALL_LAYERS: vectors})
+        return TokenVectors(self.concept_name, self.words, {ALL_LAYERS: vectors})
 
     def check_fits(self, base: Base) -> None:
         there = {path: weight.shape for path, weight in _keys_and_values(base).items()}
@@ -97,8 +98,8 @@ class CustomDiffusionAdapter(Adapter):
             )
 
     def edits(self, base: Base) -> list[Edit]:
-        weights = self.merged or self.weights()
-        return [SwappedParameters({path: weight.to(base.dtype) for path, weight in weights.items()}), self.word()]
+        weights, dtype = self.merged or self.weights(), base.dtype
+        return [SwappedParameters({path: weight.to(dtype) for path, weight in weights.items()}), self.word()]
 
 
 @torch.no_grad()
@@ -109,18 +110,23 @@ def merged(base: Base, adapters: Sequence[CustomDiffusionAdapter]) -> list[Custo
     the concepts' text states and V what each concept's own weights make of them:
 
         W = W0 + v^T d,  d = C (Creg^T Creg)^-1,  v^T = (V - W0 C^T) (d C^T)^-1
+
+    Two concepts that begin as one rare token, or are of one class, may have states that hardly differ; to tell them
+    apart would take weights that change everything else. So d C^T is inverted without its smallest singular values:
+    like states get the mean of what they ask for. Concepts to be merged are best trained with rare tokens of their
+    own.
     """
-    states = [_concept_states(base, adapter) for adapter in adapters]  # [n, C] each
-    C = torch.cat(states).double()
-    d = C @ inverse_second_moment(typical_states(base)).double()
+    states = [_exact(_concept_states(base, adapter)) for adapter in adapters]  # [n, C] each
+    C = torch.cat(states)
+    d = C @ _exact(base.text_metric)
+    inverse = torch.linalg.pinv(d @ C.T, rtol=_LIKE_STATES)
     weights = {}
     for path, weight in _keys_and_values(base).items():
-        W0 = weight.detach().double()
-        V = torch.cat(
-            [c.double() @ adapter.weights()[path].double().T for c, adapter in zip(states, adapters, strict=True)]
-        ).T
-        vT = torch.linalg.lstsq((d @ C.T).T, (V - W0 @ C.T).T).solution.T
-        weights[path] = (W0 + vT @ d).to(weight.dtype)
+        W0 = _exact(weight)
+        own = [_exact(adapter.weights()[path]) for adapter in adapters]
+        V = torch.cat([W @ c.T for W, c in zip(own, states, strict=True)], dim=1)
+        vT = (V - W0 @ C.T) @ inverse
+        weights[path] = (W0 + vT @ d).to(weight.device, weight.dtype)
     together = []
     for adapter in adapters:
         shared = copy.copy(adapter)
@@ -129,11 +135,17 @@ def merged(base: Base, adapters: Sequence[CustomDiffusionAdapter]) -> list[Custo
     return together
 
 
+def _exact(tensor: Tensor) -> Tensor:
+    """In double precision, on the CPU, because not every device has it."""
+    return tensor.detach().cpu().double()
+
+
 def _concept_states(base: Base, adapter: CustomDiffusionAdapter) -> Tensor:
+    """Text states [n, C] of a prompt from the concept's first token to the end token."""
     conditioning = base.encode([f"a photo of a <{adapter.concept_name}>"], {adapter.concept_name: adapter.words})
     read = TextReader(base, [adapter.word()]).read(conditioning)
     first = min(conditioning.concept_tokens[0][adapter.concept_name])
-    return states_from_concept(base, read.text_states, read.token_ids, first)
+    return read.text_states[0, first : sentence_ends(base, read.token_ids)[0]]
 
 
 def _keys_and_values(base: Base) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ class DreamBooth(Method):
         return f"{self.rare_token} {class_noun}"
 
     def adapter(self, base: Base, concept: "Concept") -> "DreamBoothAdapter":
-        return DreamBoothAdapter(self, concept.name, concept.class_noun, dict(base.unet.named_parameters()))
+        return DreamBoothAdapter(self, concept.name, concept.class_noun, base)
 
     def num_parameters(self, base: Base, class_noun: str) -> int:
         """All of the UNet's: 860 million on Stable Diffusion 1.5."""
@@ -47,20 +47,20 @@ class DreamBooth(Method):
     def restored(
         self, base: Base, tensors: Mapping[str, Tensor], concept_name: str, class_noun: str
     ) -> "DreamBoothAdapter":
-        return load_tensors(DreamBoothAdapter(self, concept_name, class_noun, tensors), tensors, base)
+        return load_tensors(DreamBoothAdapter(self, concept_name, class_noun, base), tensors, base)
 
     @classmethod
     def together(cls, base: Base, adapters: Sequence[Adapter]) -> Sequence[Adapter]:
         names = ", ".join(f"<{adapter.concept_name}>" for adapter in adapters)
-        raise UserError(f"{names} are whole networks, and one runs at a time: DreamBooth's concepts do not compose.")
+        raise UserError(f"{names} are whole networks of DreamBooth, and one runs at a time: draw them one by one.")
 
 
 class DreamBoothAdapter(Adapter):
     """Weights in the place of the UNet's, under the UNet's own names."""
 
-    def __init__(self, method: DreamBooth, concept_name: str, class_noun: str, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, method: DreamBooth, concept_name: str, class_noun: str, base: Base) -> None:
         super().__init__(method, concept_name, class_noun)
-        for path, weight in weights.items():
+        for path, weight in base.unet.named_parameters():
             register_at(self, path, nn.Parameter(weight.detach().float().clone()))
 
     def check_fits(self, base: Base) -> None:
@@ -72,4 +72,5 @@ class DreamBoothAdapter(Adapter):
             )
 
     def edits(self, base: Base) -> list[SwappedParameters]:
-        return [SwappedParameters({path: weight.to(base.dtype) for path, weight in self.named_parameters()})]
+        dtype = base.dtype
+        return [SwappedParameters({path: weight.to(dtype) for path, weight in self.named_parameters()})]

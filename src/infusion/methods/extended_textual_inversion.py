@@ -1,4 +1,4 @@
-"""P+ / XTI: embeddings of the words that name the concept, one set for each cross-attention layer (arXiv 2303.09522)."""
+"""P+ / XTI: embeddings of the words that name the concept, a set for each cross-attention layer (2303.09522)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,4 +69,4 @@ class ExtendedTextualInversionAdapter(Adapter):
             )
 
     def edits(self, base: Base) -> list[TokenVectors]:
-        return [TokenVectors(self.concept_name, self.vectors())]
+        return [TokenVectors(self.concept_name, self.words, self.vectors())]

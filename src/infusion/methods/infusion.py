@@ -28,6 +28,13 @@ class Infusion(Method):
 
     name: ClassVar[str] = "infusion"
     paper: ClassVar[str] = "arXiv 2404.14007"
+    notes: ClassVar[tuple[str, ...]] = (
+        "Attention maps stay the base model's, so silhouette, pose and layout stay the base model's too. What is "
+        "learnt is one vector a layer: it carries main colours, and neither patterns nor where on the body each mark "
+        "sits.",
+        "Prompts without the concept are the base model's by construction, so a difference of 0 is a test of the "
+        "implementation and no measurement of quality.",
+    )
 
     layers: str = setting(
         "all",

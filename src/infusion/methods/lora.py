@@ -1,6 +1,6 @@
-"""LoRA on a DreamBooth prompt: low-rank additions to all attention projections, by PEFT (Hu et al., arXiv 2106.09685)."""
+"""LoRA on a DreamBooth prompt: low-rank additions to all attention projections, by PEFT (arXiv 2106.09685)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,11 +52,25 @@ class LoRA(Method):
     def restored(self, base: Base, tensors: Mapping[str, Tensor], concept_name: str, class_noun: str) -> "LoRAAdapter":
         return load_tensors(LoRAAdapter(self, concept_name, class_noun, base), tensors, base)
 
+    @classmethod
+    def together(cls, base: Base, adapters: Sequence[Adapter]) -> Sequence[Adapter]:
+        """The sum of the additions; as no token of a prompt is theirs, they are told apart by their words alone."""
+        words = [adapter.words for adapter in adapters]
+        for adapter in adapters:
+            if words.count(adapter.words) > 1:
+                raise UserError(
+                    f'Several concepts are read as "{adapter.words}", which LoRAs cannot tell apart: train one of them '
+                    "with another rare_token."
+                )
+        return adapters
+
 
 class LoRAAdapter(Adapter):
     """PEFT's layers around the base's projections. Its tensors are the matrices A and B, under diffusers' names."""
 
+    diffusers_loader = "load_lora_weights"
     method: LoRA
+    layers: dict[str, Any]
 
     def __init__(self, method: LoRA, concept_name: str, class_noun: str, base: Base) -> None:
         super().__init__(method, concept_name, class_noun)
@@ -99,7 +113,7 @@ def _peft_layers(projections: Mapping[str, nn.Linear], rank: int) -> dict[str, A
     shell = nn.ModuleDict({path.replace(".", "/"): layer for path, layer in projections.items()})
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(shell))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         inject_adapter_in_model(config, shell)
     layers: dict[str, Any] = {path: shell[path.replace(".", "/")] for path in projections}
     for layer in layers.values():
@@ -114,20 +128,33 @@ def read_lora(path: str | Path, base: Base, concept_name: str, class_noun: str, 
     Raises:
         UserError: the file cannot be read, or adds to anything else than all of these projections.
     """
-    from diffusers import StableDiffusionPipeline
-    from diffusers.utils import convert_state_dict_to_peft
-
-    path = Path(path)
-    try:
-        tensors, alphas = StableDiffusionPipeline.lora_state_dict(str(path.parent), weight_name=path.name)
-    except Exception as error:  # whatever diffusers' converters stumble over
-        raise UserError(f"{path} cannot be read as a LoRA: {str(error).splitlines()[0]}") from error
-    tensors = convert_state_dict_to_peft({name: tensor.float() for name, tensor in tensors.items()})
-    ranks = {tensor.shape[0] for name, tensor in tensors.items() if ".lora_A." in name}
+    tensors, alphas = _peft_tensors(Path(path))
+    ranks = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith(".lora_A.weight")}
     if len(ranks) != 1:
         raise UserError(f"{path} has layers of the ranks {sorted(ranks)}; LoRAs of one rank can be read.")
     rank = ranks.pop()
-    for name, alpha in (alphas or {}).items():
-        layer = name.removesuffix(".alpha")
-        tensors[f"{layer}.lora_B.weight"] = tensors[f"{layer}.lora_B.weight"] * (float(alpha) / rank)
+    for name in tensors:
+        if name.endswith(".lora_B.weight"):  # W + (alpha / rank) B A
+            tensors[name] = tensors[name] * (alphas.get(name.replace(".lora_B.", ".lora_A."), rank) / rank)
     return LoRA(rank=rank, rare_token=rare_token).restored(base, tensors, concept_name, class_noun)
+
+
+def _peft_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """A LoRA file's matrices by PEFT's names, and alpha by the names of the matrices A that have one."""
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
+
+    options = {"use_safetensors": True, "local_files_only": True, "return_lora_metadata": True}
+    try:
+        found = StableDiffusionPipeline.lora_state_dict(str(path.parent), weight_name=path.name, **options)
+        tensors, alphas, config = found[0], found[1] or {}, found[2] or {}
+        tensors = convert_unet_state_dict_to_peft({name: tensor.float() for name, tensor in tensors.items()})
+        alphas = convert_unet_state_dict_to_peft({name.removesuffix(".alpha"): alpha for name, alpha in alphas.items()})
+    except Exception as error:  # whatever diffusers' converters stumble over
+        raise UserError(f"{path} cannot be read as a LoRA: {str(error).splitlines()[0]}") from error
+    unread = [key for key in ("alpha_pattern", "use_rslora", "use_dora") if config.get(f"unet.{key}")]
+    if unread:
+        raise UserError(f"{path} was made with PEFT's {', '.join(unread)}; plain LoRAs of one alpha can be read.")
+    if "unet.lora_alpha" in config:
+        alphas = {name: config["unet.lora_alpha"] for name in tensors if name.endswith(".lora_A.weight")}
+    return tensors, {name: float(alpha) for name, alpha in alphas.items()}

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 class Adapter(nn.Module, ABC):
     """What a method learns of one concept. `parameters()` trains, `state_dict()` is the file.
 
-    In prompts the concept is written `<concept_name>`; the text model reads `words` there.
+    In prompts the concept is written `<concept_name>`; the text model reads `words` there. Where a stock diffusers
+    pipeline reads the file, `diffusers_loader` is the name of its method for that.
     """
+
+    diffusers_loader: ClassVar[str | None] = None
 
     def __init__(self, method: "Method", concept_name: str, class_noun: str) -> None:
         super().__init__()
@@ -35,6 +38,11 @@ class Adapter(nn.Module, ABC):
         return self.method.words(self.class_noun)
 
     @property
+    def diffusers_words(self) -> str:
+        """What a prompt says for the concept where `diffusers_loader` has loaded it."""
+        return self.words
+
+    @property
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
@@ -46,7 +54,7 @@ class Adapter(nn.Module, ABC):
         """Which rows of a training batch take the foundation's queries, [B]; None for what the edits say."""
         return None
 
-    def after_step(self, base: Base) -> None:  # noqa: B027 (most methods have nothing to do here)
+    def after_step(self, base: Base) -> None:
         """What a method keeps up to date beside the optimiser."""
 
     @abstractmethod
@@ -64,12 +72,14 @@ class Method(ABC):
 
     Two settings of training are the method's own: `masked_loss`, whether only the subject is learnt, and
     `prior_preservation_weight`, how much pictures of the class that the base draws itself count beside the concept's.
+    notes: what a page of its pictures should say of what can be learnt.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     prior_preservation_weight: ClassVar[float] = 0.0
     num_class_images: ClassVar[int] = 0
+    notes: ClassVar[tuple[str, ...]] = ()
 
     learning_rate: float = setting(0.01, help="AdamW's learning rate.", above=0)
     max_train_steps: int = setting(500, help="Optimiser steps.", minimum=1)
@@ -139,8 +149,8 @@ def load_tensors(adapter: Adapter, tensors: Mapping[str, Tensor], base: Base) ->
     if own != given:
         name = min(own.items() ^ given.items())[0]
         raise UserError(
-            f'The adapter of "{adapter.concept_name}" does not fit the base "{base.id}" or its own settings: {name} has '
-            f"the shape {given.get(name, 'none')} where {own.get(name, 'none')} is expected."
+            f'The adapter of "{adapter.concept_name}" does not fit the base "{base.id}" or its own settings: {name} '
+            f"has the shape {given.get(name, 'none')} where {own.get(name, 'none')} is expected."
         )
     adapter.load_state_dict(dict(tensors))
     return adapter.to(base.device).eval()

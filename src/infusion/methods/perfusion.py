@@ -13,7 +13,6 @@ from infusion.base.cross_attention import cross_attentions, value_widths
 from infusion.base.customization import Edit, WrappedModules
 from infusion.base.model import Base
 from infusion.base.token_vectors import ALL_LAYERS, TextReader, TokenVectors
-from infusion.base.vocabulary import inverse_second_moment, typical_states
 from infusion.errors import UserError
 from infusion.methods.method import Adapter, Method, embeddings_of, load_tensors, register_at
 from infusion.settings import setting
@@ -70,7 +69,7 @@ class Perfusion(Method):
 
 
 class PerfusionAdapter(Adapter):
-    """The word's vectors [n, width]; targets o* [width] by layer; i*, C^-1 i* and the class noun's encoding, [C] each."""
+    """The word's vectors [n, width]; o* [width] by layer; i*, C^-1 i* and the class noun's encoding, [C] each."""
 
     method: Perfusion
 
@@ -81,7 +80,6 @@ class PerfusionAdapter(Adapter):
             register_at(self, path + _TARGET, nn.Parameter(torch.zeros(width)))
         for name in _INPUTS:
             self.register_buffer(name, torch.zeros(base.unet.config.cross_attention_dim))
-        self._inverse_moment: Tensor | None = None
 
     @torch.no_grad()
     def start(self, base: Base) -> None:
@@ -100,9 +98,7 @@ class PerfusionAdapter(Adapter):
         self._point(base)
 
     def _point(self, base: Base) -> None:
-        if self._inverse_moment is None:
-            self._inverse_moment = inverse_second_moment(typical_states(base))
-        self.get_buffer("concept_direction").copy_(self._inverse_moment @ self.get_buffer("concept_input"))
+        self.get_buffer("concept_direction").copy_(base.text_metric @ self.get_buffer("concept_input"))
 
     def _encoding(self, base: Base) -> Tensor:
         """What the text model makes of the word, at its last token: [C]."""
@@ -111,7 +107,7 @@ class PerfusionAdapter(Adapter):
         return read.text_states[0, max(conditioning.concept_tokens[0][self.concept_name])].float()
 
     def word(self) -> TokenVectors:
-        return TokenVectors(self.concept_name, {ALL_LAYERS: self.get_parameter(_VECTORS)})
+        return TokenVectors(self.concept_name, self.words, {ALL_LAYERS: self.get_parameter(_VECTORS)})
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         targets = [parameter for name, parameter in self.named_parameters() if name != _VECTORS]

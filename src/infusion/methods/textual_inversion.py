@@ -47,9 +47,15 @@ class TextualInversion(Method):
 class TextualInversionAdapter(Adapter):
     """Embeddings [n, width]. The one tensor of its file is called `<name>`, as diffusers' loader reads it."""
 
+    diffusers_loader = "load_textual_inversion"
+
     def __init__(self, method: TextualInversion, concept_name: str, class_noun: str, vectors: Tensor) -> None:
         super().__init__(method, concept_name, class_noun)
         self.register_parameter(f"<{concept_name}>", nn.Parameter(vectors))
+
+    @property
+    def diffusers_words(self) -> str:
+        return f"<{self.concept_name}>"
 
     @property
     def vectors(self) -> nn.Parameter:
@@ -64,7 +70,7 @@ class TextualInversionAdapter(Adapter):
             )
 
     def edits(self, base: Base) -> list[TokenVectors]:
-        return [TokenVectors(self.concept_name, {ALL_LAYERS: self.vectors})]
+        return [TokenVectors(self.concept_name, self.words, {ALL_LAYERS: self.vectors})]
 
 
 def read_textual_inversion(path: str | Path, base: Base, concept_name: str, class_noun: str) -> TextualInversionAdapter:

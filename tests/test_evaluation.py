@@ -1,0 +1,157 @@
+"""What is measured of a model: laws on a tiny base, and the defaults of what is drawn and asked."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from infusion.encoders import load_clip, load_image_encoder
+from infusion.errors import UserError
+from infusion.evaluation import ConceptPictures, Drawing, Plan, Reference, Wanted, Witnesses, evaluate, to_tensor
+from infusion.evaluation_defaults import PROMPTS, num_pictures, plan_for, read_prompts, siblings_of
+from infusion.metrics import FACTS
+from infusion.toybox.scene import CLASSES
+
+PLAN = Plan(
+    prompts=tuple(Wanted(text, {}) for text in ("a {} te", "a do {}", "{} ca")),
+    unrelated=("a te", "do"),
+    siblings=("a dog", "a dog te"),
+    drawing=Drawing(num_seeds=2, num_class_pictures=4, num_inference_steps=2, num_timesteps=2),
+)
+
+
+@pytest.fixture(scope="module")
+def witnesses():
+    return Witnesses(load_clip("toybox-b"), load_image_encoder("toybox-b"))
+
+
+@pytest.fixture
+def drawn():
+    return []
+
+
+@pytest.fixture
+def reference(base, witnesses, drawn):
+    return Reference(base, "cat", PLAN, witnesses, drawn.append)
+
+
+@pytest.fixture
+def real(concept):
+    return ConceptPictures(to_tensor(concept.images))
+
+
+def values(found):
+    return {name: figure.value for name, figure in found.measures.items()}
+
+
+def test_the_base_itself_is_nothing_away_from_itself(reference, real):
+    found = values(evaluate(reference, None, real, reference.images))
+    for name in ("identity", "class_leak", "w2_exact", "w2_gaussian", "w2_background", "w2_layout", "w2_style"):
+        assert found[name] == pytest.approx(0, abs=1e-5), name
+    assert found["class_diversity"] == pytest.approx(1) and found["collapse"] == pytest.approx(1)
+    assert found["copied"] == 0
+    assert max(found[f"lfd_s{n}"] for n in range(1, 5)) < 1e-9
+
+
+def test_a_gated_concept_moves_its_own_prompts_alone(reference, adapter, drawn):
+    found = evaluate(reference, adapter, None)
+    measures = values(found)
+    assert max(measures[f"lfd_s{n}"] for n in range(1, 4)) < 1e-9 < measures["lfd_s4"]
+    assert measures["w2_exact"] > 0 and not torch.equal(found.images, reference.images)
+    assert measures["class_diversity"] == pytest.approx(1)
+    assert not {"identity", "class_leak", "copied", "collapse"} & measures.keys(), "there were no pictures"
+    assert all(figure.low <= figure.value <= figure.high for figure in found.measures.values())
+
+
+def test_every_picture_drawn_is_reported(reference, adapter, real, drawn):
+    evaluate(reference, adapter, real)
+    evaluate(reference, None, real, reference.images)
+    assert reference.nulls["w2_exact"] > 0
+    assert sum(drawn) == num_pictures(PLAN) == 3 * 6 + 2 * 4 + 7
+
+
+def test_copies_are_found(reference, real):
+    copies = real.training[torch.arange(6) % 3]
+    found = values(evaluate(reference, None, real, copies))
+    assert found["copied"] == 1 and found["collapse"] < 0.5 and found["identity"] > 1
+
+
+def test_the_scale_of_identity_is_that_of_other_real_pictures_where_there_are_some(witnesses, real):
+    noise = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    alone = real.scale(witnesses.encoder, noise)
+    given = replace(real, elsewhere=real.training).scale(witnesses.encoder, noise)
+    assert given.ceiling > alone.ceiling > alone.floor == pytest.approx(given.floor)
+
+
+@pytest.mark.parametrize("noun", [*CLASSES, "woman", "corgi dog", "thing", "backpack"])
+@pytest.mark.parametrize("toybox", [True, False])
+def test_probes_name_neither_the_class_nor_what_is_unknown(noun, toybox):
+    plan = plan_for(noun, toybox, quick=False)
+    siblings = siblings_of(noun, CLASSES if toybox else None)
+    assert len(siblings) == len(set(siblings)) == 3 and len(plan.unrelated) >= 4 and len(plan.siblings) == 9
+    assert not toybox or set(siblings) <= set(CLASSES)
+    for text in (*plan.unrelated, *plan.siblings):
+        assert f" {noun.split()[-1]} " not in f" {text} "
+    assert not any(f" {sibling} " in f" {text} " for sibling in siblings for text in plan.unrelated)
+
+
+def test_siblings_are_alike():
+    assert siblings_of("cat", CLASSES) == ["dog", "rabbit", "elephant"] and siblings_of("woman")[0] == "person"
+    assert siblings_of("teddy bear", CLASSES)[:2] == ["robot", "snowman"]
+
+
+def test_quick_asks_less():
+    quick, whole = plan_for("cat", True, quick=True), plan_for("cat", True, quick=False)
+    assert num_pictures(quick) * 4 < num_pictures(whole) and all(one in PROMPTS for one in quick.prompts)
+    assert plan_for("cat", True, quick=True, num_seeds=5).drawing.num_seeds == 5
+    assert plan_for("cat", False, quick=False).drawing.num_inference_steps == 20
+
+
+def test_default_prompts_ask_for_what_judges_know():
+    for wanted in PROMPTS:
+        assert wanted.text.count("{}") == 1
+        assert all(value in FACTS[fact] for fact, value in wanted.facts.items())
+
+
+def test_prompts_are_read_from_both_kinds_of_file(tmp_path):
+    (tmp_path / "p.txt").write_text("# places\na {} here\n\n  a {} there  \n")
+    assert [one.text for one in read_prompts(tmp_path / "p.txt")] == ["a {} here", "a {} there"]
+    tables = '[[prompts]]\ntext = "a {} by the sea"\nbackground = "beach"\n[[prompts]]\ntext = "a {}"\n'
+    (tmp_path / "p.toml").write_text(tables)
+    assert read_prompts(tmp_path / "p.toml") == (Wanted("a {} by the sea", {"background": "beach"}), Wanted("a {}", {}))
+    (tmp_path / "q.toml").write_text('prompts = ["a {} here", "a {} there"]')
+    assert len(read_prompts(tmp_path / "q.toml")) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("p.txt", "", "has no prompt; intervals are over prompts and need two or more"),
+        ("p.txt", "a {} here", "has one prompt"),
+        ("p.txt", "a {} here\na cat there", 'The prompt "a cat there" must have {} once'),
+        ("p.txt", "a {} here\na {} and a {}", "must have {} once"),
+        ("p.txt", "a {} here\na {} {0}", "no other { } < >"),
+        ("p.txt", b"\xff\xfe\x00a", "is not a text file"),
+        ("p.toml", "prompts = [", "is not a TOML file"),
+        ("p.toml", "prompt = []", 'Unknown key "prompt" in'),
+        ("p.toml", "prompts = [1, 2]", "must be a list of texts"),
+        ("p.toml", "[[prompts]]\nbackground = 'beach'", 'Prompt 1 has no text = "a {} on the beach"'),
+        (
+            "p.toml",
+            "[[prompts]]\ntext = 'a {}'\nbackgrund = 'beach'",
+            'asks for "backgrund". Did you mean "background"?',
+        ),
+        (
+            "p.toml",
+            "[[prompts]]\ntext = 'a {}'\nbackground = 'beech'",
+            'no background is "beech". Did you mean "beach"?',
+        ),
+        ("p.toml", "[[prompts]]\ntext = 'a {}'\nrelation = 'left of'", "needs second"),
+        ("p.toml", "[[prompts]]\ntext = 'a {} and'\nsecond = 'cat'", "ask for count = 2"),
+    ],
+)
+def test_prompts_that_cannot_be_asked_are_refused(tmp_path, name, text, told):
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError) as refused:
+        read_prompts(tmp_path / name, "cat")
+    assert told in str(refused.value)
