@@ -62,6 +62,7 @@ def spec_path(tmp_path):
         path = tmp_path / "tiny.toml"
         text = SPEC.format(each=each, pairs=pairs, rate=rate)
         for old, new in changes.items():
+            assert old in text
             text = text.replace(old, new)
         path.write_text(text)
         return path
@@ -165,6 +166,11 @@ def test_what_diverges_is_a_result_without_measures(spec_path, tmp_path, monkeyp
         ("num_siblings = 1", "num_siblings = 2", "needs more classes"),
         ("num_seeds = 1", "num_seeds = 0", "num_seeds = 0 is not allowed"),
         ("num_timesteps", "num_timestep", 'Did you mean "num_timesteps"'),
+        ("each = 1", "each = true", '"individuals.each" must be a whole number'),
+        ("each = 1", "eahc = 1", 'Did you mean "each"'),
+        ("num_siblings = 1", "", '"probes.num_siblings" is missing'),
+        ('style = "sketch"', 'style = "oil"', 'No style is "oil"'),
+        ('"a sketch of a {} in', '"a sketch in', "stands for the concept"),
         ("[[prompts]]", "[[prompts", "not a TOML file"),
     ],
 )
@@ -176,5 +182,3 @@ def test_mistakes_in_a_specification_are_told(spec_path, old, new, message):
 def test_a_specification_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="Cannot read"):
         load_specification(tmp_path / "none.toml")
-
-

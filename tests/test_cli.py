@@ -18,7 +18,7 @@ from conftest import picture
 from PIL import Image
 from safetensors.torch import load_file
 
-from infusion import cli, showcase
+from infusion import cli, showcase, stopping
 from infusion.cli import app, main, merged_settings, parse_seeds
 from infusion.errors import UserError
 from infusion.methods import METHODS
@@ -226,6 +226,22 @@ def test_train_says_what_it_read_and_made(
     assert Path("page.html").stat().st_size > 10_000
     there = {path.name for path in Path().iterdir()}
     assert there == {"my_cat", "my-cat.safetensors", "my-cat.previews", "page.html"}
+
+
+def test_stop_auto_keeps_a_step_by_its_own_pictures(
+    run: Run, pictures: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "PROMPTS", ("a {} on the beach", "a sketch of a {}"))
+    monkeypatch.setitem(stopping._SAMPLING, "num_inference_steps", 1)
+    given = ["--stop", "auto", "--clip", "toybox-a", "--encoder", "toybox-a"]
+    code, text, _ = run(*train(pictures, base_dir, steps=26), *given)
+    assert code == 0
+    assert re.search(r"Step 25: learnt -?\d+%, kept \d+%; best so far: step 25\.", text) and "Step 26: learnt" in text
+    (kept,) = re.findall(r"Kept: step (\d+) of 26", text)
+    assert json.loads(run("show", "my-cat.safetensors", "--json")[1])["training"]["kept_step"] == int(kept)
+    assert sorted(path.name for path in Path().iterdir()) == ["my-cat.safetensors", "my_cat"]
+    code, _, error = run(*train(pictures, base_dir), "--stop", "soon")
+    assert code == 1 and 'stop = "soon" is not one of last, auto' in error
 
 
 def test_a_damaged_picture_is_named(run: Run, pictures: Path, base_dir: Path) -> None:

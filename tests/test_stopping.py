@@ -6,7 +6,7 @@ import torch
 from infusion.concept import Concept
 from infusion.encoders import load_clip, load_image_encoder
 from infusion.methods import Infusion
-from infusion.stopping import Check, SelfCheck, choose, train_until_best
+from infusion.stopping import Check, Kept, SelfCheck, choose, train_until_best
 from infusion.toybox.concepts import concept_pictures
 from infusion.training import Progress
 
@@ -43,12 +43,14 @@ class Training:
             self.closed = True
 
 
-def followed(adapter, scores, steps, first=0, stop_at=None, **settings):
+def followed(adapter, scores, steps, first=0, stop_at=None, kept_path=None, **settings):
     """Steps done, and the number that the adapter holds in the end."""
     training = Training(adapter, steps, first)
-    rule = train_until_best(
-        training.run(), adapter, lambda adapter, step, loss: check(step, scores.get(step, 0.0)), every=10, **settings
-    )
+
+    def scripted(adapter, step, loss):
+        return check(step, scores.get(step, 0.0))
+
+    rule = train_until_best(training.run(), adapter, scripted, Kept(kept_path), every=10, **settings)
     step = first
     for progress, _ in rule:
         step = progress.step

@@ -15,6 +15,7 @@ import time
 import tomllib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import combinations
@@ -46,6 +47,7 @@ from infusion.evaluation import (
 )
 from infusion.files import whole_file
 from infusion.methods import METHODS, Adapter, Method
+from infusion.metrics import check_wanted
 from infusion.settings import from_mapping, parse
 from infusion.toybox.concepts import concept_pictures
 from infusion.toybox.judges import load_judges
@@ -111,41 +113,31 @@ def load_specification(path: str | Path) -> Specification:
         raise UserError(f"Cannot read the benchmark {path}: {error.strerror}.") from error
     except ValueError as error:
         raise UserError(f"{path} is not a TOML file: {error}.") from error
-    known = ("title", "base", "judges", "individuals", "prompts", "drawing", "probes", "pairs", "rows")
-    mistakes = [
-        f'Unknown key "{key}".{nearest(key, known)} There are: {", ".join(known)}.' for key in told if key not in known
-    ]
-    mistakes += [f'"{key}" is missing.' for key in known if key not in told and key != "pairs"]
+    mistakes = _mistakes_of_form(told)
     if mistakes:
         raise all_at_once(mistakes, str(path))
-    rows = []
+    rows, prompts, drawing = [], [], Drawing()
     for name, settings in told["rows"].items():
-        try:
+        with _noting(mistakes, f"rows.{name}: "):
             rows.append(_row(name, settings))
-        except UserError as error:
-            mistakes.append(f"rows.{name}: {error}")
-    classes = told["individuals"]["classes"]
-    mistakes += [
-        f'The toybox has no class "{noun}".{nearest(noun, CLASSES)}' for noun in classes if noun not in CLASSES
-    ]
-    try:
+    classes, probes = told["individuals"]["classes"], told["probes"]
+    for noun in classes:
+        if noun not in CLASSES:
+            mistakes.append(f'The toybox has no class "{noun}".{nearest(noun, CLASSES)}')
+    for one in told["prompts"]:
+        with _noting(mistakes, "prompts: "):
+            prompts.append(_wanted(one))
+    with _noting(mistakes, "drawing: "):
         drawing = from_mapping(Drawing, told["drawing"])
-    except UserError as error:
-        mistakes.append(f"drawing: {error}")
-    if len(classes) <= told["probes"]["num_siblings"]:
+    if len(classes) <= probes["num_siblings"]:
         mistakes.append(
             "individuals.classes needs more classes than probes.num_siblings: siblings come from among them."
         )
+    if len(prompts) < 2:
+        mistakes.append("prompts: intervals are over prompts; give two or more.")
     if mistakes:
         raise all_at_once(mistakes, str(path))
     individuals = _individuals(**told["individuals"])
-    probes = told["probes"]
-    plan = Plan(
-        prompts=tuple(Wanted(one["text"], {k: v for k, v in one.items() if k != "text"}) for one in told["prompts"]),
-        unrelated=tuple(probes["unrelated"]),
-        siblings=tuple(probes["siblings"]),
-        drawing=drawing,
-    )
     pairs = told.get("pairs", {"num": 0, "prompts": []})
     return Specification(
         title=told["title"],
@@ -155,9 +147,63 @@ def load_specification(path: str | Path) -> Specification:
         pairs=_pairs(individuals, pairs["num"]),
         pair_prompts=tuple(pairs["prompts"]),
         rows=tuple(rows),
-        plan=plan,
+        plan=Plan(tuple(prompts), tuple(probes["unrelated"]), tuple(probes["siblings"]), drawing),
         siblings=_siblings(classes, probes["num_siblings"]),
     )
+
+
+_FORM: dict[str, Any] = {
+    "title": str,
+    "base": str,
+    "judges": str,
+    "individuals": {"classes": list, "each": int, "first_seed": int},
+    "prompts": list,
+    "drawing": dict,
+    "probes": {"unrelated": list, "siblings": list, "num_siblings": int},
+    "pairs": {"num": int, "prompts": list},
+    "rows": dict,
+}
+_NAMES = {str: "a text", int: "a whole number", list: "a list", dict: "a table"}
+
+
+def _mistakes_of_form(told: Mapping[str, Any]) -> list[str]:
+    """Keys that are unknown, missing, or hold another kind of thing; only `pairs` may be missing."""
+    mistakes = []
+    found = [("", told, _FORM)]
+    found += [(f"{key}.", told[key], kind) for key, kind in _FORM.items() if isinstance(kind, dict) and key in told]
+    for prefix, table, kinds in found:
+        if not isinstance(table, dict):
+            mistakes.append(f'"{prefix.rstrip(".")}" must be a table.')
+            continue
+        for key in table.keys() - kinds.keys():
+            mistakes.append(f'Unknown key "{prefix}{key}".{nearest(key, kinds)} There are: {", ".join(kinds)}.')
+        for key, kind in kinds.items():
+            if key not in table and (prefix, key) != ("", "pairs"):
+                mistakes.append(f'"{prefix}{key}" is missing.')
+            elif (
+                key in table and not isinstance(kind, dict) and (not isinstance(table[key], kind) or table[key] is True)
+            ):
+                mistakes.append(f'"{prefix}{key}" must be {_NAMES[kind]}.')
+    return mistakes
+
+
+def _wanted(one: Any) -> Wanted:
+    if not isinstance(one, dict) or "{}" not in str(one.get("text")):
+        raise UserError(
+            f'{one} is not a table with a text in which {{}} stands for the concept, such as "a {{}} on the beach".'
+        )
+    facts = {key: value for key, value in one.items() if key != "text"}
+    check_wanted({"class": next(iter(CLASSES)), **facts})
+    return Wanted(one["text"], facts)
+
+
+@contextmanager
+def _noting(mistakes: list[str], prefix: str) -> Iterator[None]:
+    """Puts a UserError among the mistakes, so that all of them are told at once."""
+    try:
+        yield
+    except UserError as error:
+        mistakes.append(prefix + str(error))
 
 
 def _row(name: str, settings: Mapping[str, Any]) -> Row:

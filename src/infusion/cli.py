@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from infusion.cli_measure import benchmark, evaluate, report
+from infusion.cli_measure import DEFAULT_CLIP, DEFAULT_ENCODER, benchmark, evaluate, report
 from infusion.cli_toybox import toybox
 from infusion.errors import UserError, all_at_once, nearest
 from infusion.toybox.scene import FIRST_RESERVED_CONCEPT
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from infusion.masks import SubjectMask
     from infusion.methods import Adapter
     from infusion.showcase import TrainingRecord
+    from infusion.stopping import SelfCheck
     from infusion.training import TrainingSettings
 
 MAX_SEEDS = 10_000
@@ -148,6 +149,19 @@ def train(
     resume: Annotated[
         bool, typer.Option(help="Go on from the checkpoint of an interrupted run, if there is one.")
     ] = True,
+    stop: Annotated[
+        str,
+        typer.Option(
+            help='Which step is kept: "last", or "auto": every 25 steps the training looks at pictures of its own, '
+            "keeps the best step, and ends when nothing gets better."
+        ),
+    ] = "last",
+    clip: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The CLIP that --stop auto looks with. [default: by the base]")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The encoder that --stop auto looks with. [default: by the base]")
+    ] = None,
     page: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also draw pictures and show them on one HTML page.")
     ] = None,
@@ -167,6 +181,8 @@ def train(
         output = output or Path(f"{concept.name}.safetensors")
     with _noting(mistakes):
         _check_choice("mixed_precision", mixed_precision, PRECISIONS)
+    with _noting(mistakes):
+        _check_choice("stop", stop, ("last", "auto"))
     with _noting(mistakes):
         _check_output(output)
     with _noting(mistakes):
@@ -200,13 +216,16 @@ def train(
     console.print(_described_masks(found))
     adapter = recipe.adapter(model, concept)
     try:
-        record = _learn(console, model, adapter, concept, settings, checkpoint, found, output, preview_steps)
+        rule = _self_check(console, model, concept, clip, encoder) if stop == "auto" else None
+        record = _learn(console, model, adapter, concept, settings, checkpoint, found, output, preview_steps, rule)
     except KeyboardInterrupt:
         kept = f"What was learnt is kept in {checkpoint}; the same command goes on from there."
         console.print(f"Interrupted. {kept if checkpoint.exists() else 'Nothing was learnt yet.'}")
         raise typer.Exit(_INTERRUPTED) from None
     used = dataclasses.asdict(settings) | {"mixed_precision": mixed_precision}
     about = used | {"num_images": len(concept.images), "seconds": round(record.seconds, 1)}
+    if record.kept_step is not None:
+        about |= {"stop": stop, "kept_step": record.kept_step}
     record.file_bytes = save_adapter(adapter, output, model, training=about)
     checkpoint.unlink(missing_ok=True)
     console.print(f"{output}: {record.file_bytes:,} bytes, {adapter.num_parameters:,} parameters.")
@@ -533,10 +552,12 @@ def _learn(
     masks: "Sequence[SubjectMask]",
     output: Path,
     preview_steps: int | None,
+    rule: "SelfCheck | None",
 ) -> "TrainingRecord":
     """Train with a progress bar. KeyboardInterrupt, with a checkpoint written, when it was asked to stop."""
     from infusion.report import Preview, format_seconds
     from infusion.showcase import TrainingRecord
+    from infusion.stopping import Kept, train_until_best
     from infusion.terminal import progress_bar
     from infusion.training import train as train_steps
 
@@ -545,9 +566,11 @@ def _learn(
     recent: deque[float] = deque(maxlen=50)
     started = time.monotonic()
     training = train_steps(base, adapter, concept, settings, checkpoint, masks, _class_latents(console, base, adapter))
+    kept = Kept(checkpoint.with_suffix(".kept.safetensors"))
+    steps = train_until_best(training, adapter, rule, kept) if rule else ((now, None) for now in training)
     # Closing it writes the checkpoint.
     with _interruptible() as asked_to_stop, progress_bar(console, "Learning") as advance, closing(training):
-        for now in training:
+        for now, check in steps:
             recent.append(now.loss)
             record.losses.append((now.step, now.loss))
             record.images_per_second = now.images_per_second
@@ -556,10 +579,29 @@ def _learn(
             if preview_steps and now.step % preview_steps == 0:
                 images = _preview(base, adapter, previews_dir / f"step-{now.step:06}.png")
                 record.previews.append(Preview(now.step, images))
+            if check:
+                found = f"learnt {check.learnt:.0%}, kept {check.kept:.0%}"
+                console.print(f"Step {check.step}: {found}; best so far: step {kept.best.step}.")
             if asked_to_stop() and now.step < now.max_train_steps:
                 raise KeyboardInterrupt
+    if kept.checks:
+        record.kept_step = kept.best.step
+        console.print(f"Kept: step {kept.best.step} of {kept.checks[-1].step}, the best by its own pictures.")
     record.seconds = time.monotonic() - started
     return record
+
+
+def _self_check(
+    console: "Console", base: "Base", concept: "Concept", clip: str | None, encoder: str | None
+) -> "SelfCheck":
+    """Who looks at the pictures of a training that stops by itself; set b of the toybox is left to judge the result."""
+    from infusion.encoders import load_clip, load_image_encoder
+    from infusion.stopping import SelfCheck
+
+    defaults = ("toybox-a", "toybox-a") if base.id == "toybox" else (DEFAULT_CLIP, DEFAULT_ENCODER)
+    names = clip or defaults[0], encoder or defaults[1]
+    console.print(f"Pictures are looked at by {' and '.join(dict.fromkeys(names))}.")
+    return SelfCheck(base, concept, load_clip(names[0], base.device), load_image_encoder(names[1], base.device))
 
 
 def _class_latents(console: "Console", base: "Base", adapter: "Adapter") -> "Tensor | None":

@@ -5,11 +5,11 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _TOYBOX = "toybox"
 _TOYBOX_WITNESS, _TOYBOX_JUDGES = "toybox-b", "b"  # of the embedded world; no method is trained with them
-_CLIP, _ENCODER = "openai/clip-vit-base-patch32", "facebook/dinov2-base"
+DEFAULT_CLIP, DEFAULT_ENCODER = "openai/clip-vit-base-patch32", "facebook/dinov2-base"  # for other bases
 _INTERRUPTED = 130
 _MOST_SEEDS = 1000
 _TOLD_FAILURES = 10
@@ -55,10 +55,10 @@ def evaluate(
         Path | None, typer.Option("--json", metavar="FILE", help="All figures. [default: beside the page]")
     ] = None,
     clip: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"Who reads pictures and prompts. [default: {_CLIP}]")
+        str | None, typer.Option(metavar="NAME", help=f"Who reads pictures and prompts. [default: {DEFAULT_CLIP}]")
     ] = None,
     encoder: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"Who recognises the subject. [default: {_ENCODER}]")
+        str | None, typer.Option(metavar="NAME", help=f"Who recognises the subject. [default: {DEFAULT_ENCODER}]")
     ] = None,
     any_base: Annotated[
         bool, typer.Option("--any-base", help="Accept a base with the same layers that it was not trained on.")
@@ -165,7 +165,7 @@ def benchmark(
     failed: list[str] = []
     words = ["infusion", "benchmark", spec, "-o", str(folder)]
     words += ["--processes", str(processes)] if processes > 1 else []
-    results = cast("Generator[benchmarks.Done, None, None]", benchmarks.run(path, folder, processes))
+    results = benchmarks.run(path, folder, processes)
     try:
         with _told_when_stopped(), progress_bar(console, "Measuring") as advance, closing(results):
             for now in results:
@@ -280,8 +280,8 @@ def _witnesses(
     from infusion.toybox.judges import load_judges
 
     toybox = base == _TOYBOX
-    clip = clip or (_TOYBOX_WITNESS if toybox else _CLIP)
-    encoder = encoder or (_TOYBOX_WITNESS if toybox else _ENCODER)
+    clip = clip or (_TOYBOX_WITNESS if toybox else DEFAULT_CLIP)
+    encoder = encoder or (_TOYBOX_WITNESS if toybox else DEFAULT_ENCODER)
     console.print(f"Loading {' and '.join(dict.fromkeys([clip, encoder]))} ...")
     judges = load_judges(_TOYBOX_JUDGES) if toybox else None
     names = {"clip": clip, "encoder": encoder, "judges": _TOYBOX_JUDGES if toybox else None}

@@ -55,6 +55,7 @@ class TrainingRecord:
     seconds: float = 0.0
     images_per_second: float = 0.0
     file_bytes: int = 0
+    kept_step: int | None = None  # where the stop rule chose one
 
 
 @torch.no_grad()

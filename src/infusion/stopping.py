@@ -12,7 +12,7 @@ It works on any adapter, because it looks at nothing but pictures. Encoders that
 """
 
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ PROMPTS = (
     "a watercolor of a {}",
     "a {} at night",
 )
+EVERY, PATIENCE = 25, 4  # steps between checks; checks without anything better before a training ends
 _SEEDS = range(4000, 4002)
 _SAMPLING: dict[str, Any] = {"num_inference_steps": 8, "guidance_scale": 5.0, "batch_size": 16}
 _OTHER_NOUNS = ("cat", "dog", "car", "airplane", "rabbit", "teapot")  # the concept's own is left out
@@ -117,7 +118,7 @@ def choose(checks: Sequence[Check]) -> Check:
 class Kept:
     """The checks of a training, and the adapter's states that may still turn out best; in a file if there is a path."""
 
-    def __init__(self, path: str | Path | None) -> None:
+    def __init__(self, path: str | Path | None = None) -> None:
         self.path = Path(path) if path else None
         self.checks: list[Check] = []
         self.states: dict[int, dict[str, Tensor]] = {}
@@ -167,22 +168,21 @@ class Kept:
 def train_until_best(
     training: Generator[Progress, None, None],
     adapter: Adapter,
-    check: SelfCheck,
-    every: int = 25,
-    patience: int = 4,
-    kept_path: str | Path | None = None,
-) -> Generator[tuple[Progress, Check | None], None, list[Check]]:
-    """Run a training, check it every so many steps, and leave the adapter as it was at the best check.
+    check: Callable[[Adapter, int, float], Check],
+    kept: Kept,
+    every: int = EVERY,
+    patience: int = PATIENCE,
+) -> Iterator[tuple[Progress, Check | None]]:
+    """Run a training, check it every so many steps, and leave the adapter as it was at the best check, `kept.best`.
 
     Args:
+        check: a `SelfCheck`, or another judgement of (adapter, step, training loss).
+        kept: with a path, a resumed training goes on with the checks made before; its file is removed in the end.
         patience: the training ends early when so many checks in a row have brought nothing better.
-        kept_path: where checks and states are kept meanwhile (`.safetensors`), so that a resumed training goes on with
-            them; removed in the end.
 
     Yields:
-        the training's progress, and the check where one was made. Returns all checks.
+        the training's progress, and the check where one was made.
     """
-    kept = Kept(kept_path)
     losses: list[float] = []
     for progress in training:
         if not losses:
@@ -199,7 +199,6 @@ def train_until_best(
     if kept.checks:
         adapter.load_state_dict(kept.states[kept.best.step])
     kept.remove()
-    return kept.checks
 
 
 def _pictures(images: Sequence[Any]) -> Tensor:

@@ -5,7 +5,15 @@ Numbers in, numbers out: no metric knows of methods, training or adapters. Pictu
 
 from infusion.metrics.alignment import Alignment, Nearest, image_alignment, nearest_reference, text_alignment
 from infusion.metrics.diversity import class_diversity
-from infusion.metrics.facts import FACTS, Satisfaction, both_present, satisfied_facts, subject_masks, two_of
+from infusion.metrics.facts import (
+    FACTS,
+    Satisfaction,
+    both_present,
+    check_wanted,
+    satisfied_facts,
+    subject_masks,
+    two_of,
+)
 from infusion.metrics.latent_fisher import (
     LatentFisher,
     Probe,
@@ -40,6 +48,7 @@ __all__ = [
     "Probe",
     "Satisfaction",
     "both_present",
+    "check_wanted",
     "class_diversity",
     "collapse_ratio",
     "eps_predictions",

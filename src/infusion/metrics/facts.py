@@ -64,7 +64,7 @@ def satisfied_facts(judges: Judges, images: Tensor, wanted: Sequence[Wanted]) ->
     """
     assert len(images) == len(wanted)
     for facts in wanted:
-        _check(facts)
+        check_wanted(facts)
     read = judges.read(images)
     columns = {
         "background": _equal(wanted, "background", read.background()),
@@ -80,7 +80,8 @@ def satisfied_facts(judges: Judges, images: Tensor, wanted: Sequence[Wanted]) ->
     return Satisfaction(asked, torch.tensor([columns[fact] for fact in FACTS]).T)
 
 
-def _check(facts: Wanted) -> None:
+def check_wanted(facts: Wanted) -> None:
+    """Raise UserError for a fact or value that the toybox does not have, or one that needs another beside it."""
     for fact, value in facts.items():
         if fact not in FACTS:
             raise UserError(f'No fact is called "{fact}".{nearest(fact, FACTS)} There are {", ".join(FACTS)}.')
@@ -131,7 +132,7 @@ def subject_masks(judges: Judges, images: Tensor, class_noun: str) -> Tensor:
     Raises:
         UserError: the toybox has no such class.
     """
-    _check({"class": class_noun})
+    check_wanted({"class": class_noun})
     return judges.segment(images, class_noun).cpu()
 
 
@@ -145,7 +146,7 @@ def both_present(judges: Judges, images: Tensor, noun_a: str, noun_b: str) -> Te
         UserError: the toybox has no such class.
     """
     for noun in (noun_a, noun_b):
-        _check({"class": noun})
+        check_wanted({"class": noun})
     if noun_a != noun_b:
         return judges.read(images).shows(noun_a, noun_b).cpu()
     segments = (subject_masks(judges, images, noun_a) > 0.5).numpy()
@@ -158,7 +159,7 @@ def two_of(judges: Judges, images: Tensor, class_noun: str) -> Tensor:
     Raises:
         UserError: the toybox has no such class.
     """
-    _check({"class": class_noun})
+    check_wanted({"class": class_noun})
     read = judges.read(images)
     alone = (read.classes > 0.5).sum(dim=1) == 1
     return (read.shows(class_noun) & alone).cpu() & (torch.tensor(read.count()) >= 2)
