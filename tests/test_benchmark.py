@@ -2,12 +2,24 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
 from infusion import benchmark
-from infusion.benchmark import Individual, Unit, digest, is_done, load_specification, run, units
+from infusion.benchmark import (
+    Ground,
+    Individual,
+    Unit,
+    adapter_digest,
+    digest,
+    is_done,
+    load_specification,
+    run,
+    units,
+)
 from infusion.errors import UserError
+from infusion.training import Diverged
 
 SPEC = """
 title = "Tiny"
@@ -75,8 +87,8 @@ def test_the_order_makes_a_part_a_fair_part(spec_path):
     assert spec.individuals == (
         Individual(40000, "cat"),
         Individual(40001, "dog"),
-        Individual(40002, "cat"),
-        Individual(40003, "dog"),
+        Individual(40002, "cat", "zwx"),
+        Individual(40003, "dog", "zwx"),
     )
     cells = [unit for unit in units(spec) if len(unit.individuals) == 1]
     assert [unit.row for unit in cells[:8:2]] == ["base", "null", "infusion", "dreambooth"]
@@ -95,11 +107,30 @@ def test_prompts_that_name_the_class_are_not_unrelated(spec_path):
 
 def test_the_digest_changes_with_what_it_depends_on_and_nothing_else(spec_path):
     unit = Unit("infusion", (Individual(40000, "cat"),))
-    before = digest(load_specification(spec_path()), unit, "base")
-    assert digest(load_specification(spec_path(each=2)), unit, "base") == before
-    assert digest(load_specification(spec_path(rate=0.01)), unit, "base") != before
-    assert digest(load_specification(spec_path()), unit, "another base") != before
-    assert digest(load_specification(spec_path()), Unit("dreambooth", unit.individuals), "base") != before
+    ground = Ground("base", "judges")
+    before = digest(load_specification(spec_path()), unit, ground)
+    assert digest(load_specification(spec_path(each=2)), unit, ground) == before
+    others = [
+        digest(load_specification(spec_path(rate=0.01)), unit, ground),
+        digest(load_specification(spec_path(**{"in the forest": "in the snow"})), unit, ground),
+        digest(load_specification(spec_path()), unit, Ground("another base", "judges")),
+        digest(load_specification(spec_path()), unit, Ground("base", "other judges")),
+        digest(load_specification(spec_path()), Unit("dreambooth", unit.individuals), ground),
+    ]
+    assert len({before, *others}) == 6
+
+
+def test_an_adapter_does_not_depend_on_what_is_measured(spec_path):
+    cat, ground = Individual(40000, "cat"), Ground("base", "judges")
+    spec, other = load_specification(spec_path()), load_specification(spec_path(**{"in the forest": "in the snow"}))
+    before = adapter_digest(spec, "infusion", cat, ground)
+    assert adapter_digest(other, "infusion", cat, Ground("base", "other judges")) == before
+    assert adapter_digest(load_specification(spec_path(rate=0.01)), "infusion", cat, ground) != before
+    assert adapter_digest(spec, "infusion", Individual(40001, "cat"), ground) != before
+    rare = replace(cat, rare_token="zwx")
+    assert adapter_digest(spec, "infusion", rare, ground) == before
+    whole = [adapter_digest(spec, "dreambooth", one, ground) for one in (cat, rare)]
+    assert whole[0] != whole[1]
 
 
 def test_a_result_is_done_only_whole_and_for_its_digest(tmp_path):
@@ -134,7 +165,12 @@ def test_a_run_makes_every_result_once(spec_path, tmp_path, monkeypatch):
     base = json.loads((folder / "cells" / "base" / "40000.json").read_text())
     assert base["measures"]["w2_exact"] == base["measures"]["identity"] == 0
     assert base["measures"]["lfd_s4"] < 1e-9
-    assert base["known_answers"]["collapse_of_copies"] < 0.2 < base["known_answers"]["collapse_of_real"]
+    known = base["known_answers"]
+    assert 0 < known["collapse_of_copies"] < 0.6 < known["collapse_of_real"]
+    assert known["copied_of_copies"] > known["copied_of_real"]
+    assert base["benchmark"] == cell["benchmark"]
+    null = json.loads((folder / "cells" / "null" / "40000.json").read_text())
+    assert all(rank is None or 0 <= rank <= 1 for rank in null["null_ranks"].values())
     whole = json.loads((folder / "cells" / "dreambooth" / "40001.json").read_text())
     assert whole["measures"]["lfd_s1"] > 1e-9 and whole["file_bytes"] > 10_000_000
     assert os.listdir(folder / "work")
@@ -142,7 +178,7 @@ def test_a_run_makes_every_result_once(spec_path, tmp_path, monkeypatch):
 
 def test_what_diverges_is_a_result_without_measures(spec_path, tmp_path, monkeypatch):
     def diverge(*arguments, **settings):
-        raise UserError("Training diverged at step 1.")
+        raise Diverged("Training diverged at step 1.")
         yield
 
     monkeypatch.setattr(benchmark, "train", diverge)
@@ -151,6 +187,17 @@ def test_what_diverges_is_a_result_without_measures(spec_path, tmp_path, monkeyp
     assert "diverged" in benchmark.make(str(path), str(tmp_path), unit)
     told = json.loads((tmp_path / unit.path).read_text())
     assert told["measures"] == {} and "diverged" in told["failed"]
+
+
+def test_other_mistakes_are_no_results(spec_path, tmp_path, monkeypatch):
+    def full(*arguments, **settings):
+        raise UserError("Cannot write: the disk is full.")
+
+    monkeypatch.setattr(benchmark, "save_adapter", full)
+    unit = Unit("infusion", (Individual(40000, "cat"),))
+    with pytest.raises(UserError, match="disk is full"):
+        benchmark.make(str(spec_path()), str(tmp_path), unit)
+    assert not (tmp_path / unit.path).exists()
 
 
 @pytest.mark.parametrize(

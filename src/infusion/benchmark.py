@@ -10,6 +10,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import threading
 import time
 import tomllib
@@ -22,7 +23,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -36,29 +36,56 @@ from infusion.errors import UserError, all_at_once, nearest
 from infusion.evaluation import (
     ConceptPictures,
     Drawing,
+    Drawn,
     Evaluation,
     Plan,
     Reference,
     Wanted,
     Witnesses,
+    as_image,
     draw,
+    drawn_with,
     evaluate,
     pictures,
+    to_tensor,
 )
 from infusion.files import whole_file
-from infusion.methods import METHODS, Adapter, Method
+from infusion.methods import METHODS, Adapter, DreamBooth, Method
 from infusion.metrics import check_wanted
 from infusion.settings import from_mapping, parse
 from infusion.toybox.concepts import concept_pictures
-from infusion.toybox.judges import load_judges
-from infusion.toybox.scene import BACKGROUNDS, CLASSES, FIRST_RESERVED_CONCEPT
-from infusion.training import TrainingSettings, train
+from infusion.toybox.judges import judges_dir, load_judges
+from infusion.toybox.render import render
+from infusion.toybox.scene import (
+    BACKGROUNDS,
+    CLASSES,
+    FIRST_RESERVED_CONCEPT,
+    STYLES,
+    TIMES,
+    concept_scene,
+)
+from infusion.toybox.scene import individual as one_individual
+from infusion.training import Diverged, TrainingSettings, train
 from infusion.two_concepts import measure_pair
 from infusion.validity import collapse_where_known, null_ranks
 
-_SCHEMA = 1  # to be raised when what is measured changes
-_NUM_TRAINING, _NUM_ELSEWHERE, _NUM_SAME_PLACE = 5, 40, 20
+RARE_TOKENS = ("sks", "zwx", "ohwx", "qjb")
+_SCHEMA = 2  # to be raised when what is measured changes
+_NUM_TRAINING, _NUM_ELSEWHERE, _NUM_SAME_PLACE = 5, 2, 20  # pictures; elsewhere: for each prompt
+_FIRST_ELSEWHERE, _FIRST_SAME_PLACE = 100, 500
+_SCENE_FACTS = (("background", BACKGROUNDS[0]), ("style", STYLES[0]), ("time", TIMES[0]))
+_OF_DRAWING = ("num_seeds", "num_class_pictures", "num_inference_steps", "guidance_scale")
 _TILE_PX = 64
+
+
+@dataclass(frozen=True)
+class Individual:
+    """One concept of the toybox. rare_token: what stands for it in methods that put one before the class noun; two
+    individuals of one class have two, so that they can stand in one prompt."""
+
+    seed: int
+    class_noun: str
+    rare_token: str = RARE_TOKENS[0]
 
 
 @dataclass(frozen=True)
@@ -69,11 +96,11 @@ class Row:
     method: Method
     training: TrainingSettings
 
-
-@dataclass(frozen=True)
-class Individual:
-    seed: int
-    class_noun: str
+    def method_for(self, individual: Individual) -> Method:
+        """The method, with the individual's own rare token where it uses one."""
+        if not hasattr(self.method, "rare_token"):
+            return self.method
+        return replace(self.method, rare_token=individual.rare_token)  # type: ignore[call-arg]
 
 
 @dataclass(frozen=True)
@@ -90,10 +117,13 @@ class Specification:
     plan: Plan
     siblings: Mapping[str, tuple[str, ...]]
 
+    def row(self, name: str) -> Row | None:
+        """The row called so; None for the base's rows."""
+        return next((row for row in self.rows if row.name == name), None)
+
     def plan_for(self, class_noun: str) -> Plan:
         """The plan, with the prompts about other classes than this one."""
-        own = f" {class_noun}"
-        unrelated = tuple(text for text in self.plan.unrelated if own not in text)
+        unrelated = tuple(text for text in self.plan.unrelated if not re.search(rf"\b{class_noun}\b", text))
         siblings = tuple(text.format(noun) for noun in self.siblings[class_noun] for text in self.plan.siblings)
         return replace(self.plan, unrelated=unrelated, siblings=siblings)
 
@@ -126,7 +156,7 @@ def load_specification(path: str | Path) -> Specification:
             mistakes.append(f'The toybox has no class "{noun}".{nearest(noun, CLASSES)}')
     for one in told["prompts"]:
         with _noting(mistakes, "prompts: "):
-            prompts.append(_wanted(one))
+            prompts.append(_wanted(one, classes))
     with _noting(mistakes, "drawing: "):
         drawing = from_mapping(Drawing, told["drawing"])
     if len(classes) <= probes["num_siblings"]:
@@ -187,13 +217,14 @@ def _mistakes_of_form(told: Mapping[str, Any]) -> list[str]:
     return mistakes
 
 
-def _wanted(one: Any) -> Wanted:
+def _wanted(one: Any, classes: Sequence[str]) -> Wanted:
     if not isinstance(one, dict) or "{}" not in str(one.get("text")):
         raise UserError(
             f'{one} is not a table with a text in which {{}} stands for the concept, such as "a {{}} on the beach".'
         )
     facts = {key: value for key, value in one.items() if key != "text"}
-    check_wanted({"class": next(iter(CLASSES)), **facts})
+    for noun in classes:
+        check_wanted({"class": noun, **facts})
     return Wanted(one["text"], facts)
 
 
@@ -225,7 +256,9 @@ def _individuals(classes: Sequence[str], each: int, first_seed: int) -> tuple[In
             f"Concept seeds from {FIRST_RESERVED_CONCEPT:,} on are kept for others; this would use {last:,}."
         )
     return tuple(
-        Individual(first_seed + turn * len(classes) + n, noun) for turn in range(each) for n, noun in enumerate(classes)
+        Individual(first_seed + turn * len(classes) + n, noun, RARE_TOKENS[turn % len(RARE_TOKENS)])
+        for turn in range(each)
+        for n, noun in enumerate(classes)
     )
 
 
@@ -267,17 +300,47 @@ def units(spec: Specification) -> list[Unit]:
     names = [BASE, NULL, *(row.name for row in spec.rows)]
     two = [spec.individuals[at : at + 2] for at in range(0, len(spec.individuals), 2)]
     cells = [Unit(name, (one,)) for some in two for name in names for one in some]
-    composing = [row.name for row in spec.rows if row.method.name != "dreambooth"]
+    composing = [row.name for row in spec.rows if not isinstance(row.method, DreamBooth)]
     return cells + [Unit(name, pair) for pair in spec.pairs for name in composing]
 
 
-def digest(spec: Specification, unit: Unit, fingerprint: str) -> str:
+@dataclass(frozen=True)
+class Ground:
+    """What all results stand on: digests of the base model's and of the judges' weights."""
+
+    base: str
+    judges: str
+
+    @classmethod
+    def of(cls, spec: Specification, base: Base) -> "Ground":
+        files = sorted(path for path in judges_dir(spec.judges).rglob("*") if path.is_file())
+        contents = hashlib.sha256(b"".join(path.read_bytes() for path in files))
+        return cls(base.digest(), contents.hexdigest()[:16])
+
+
+def adapter_digest(spec: Specification, row_name: str, individual: Individual, ground: Ground) -> str:
+    """What a trained adapter depends on; for the base's rows, what stands in for one."""
+    row = spec.row(row_name)
+    if row is None:
+        return _digest({"base": ground.base, "row": row_name})
+    drawing, method = spec.plan.drawing, row.method_for(individual)
+    facts: dict[str, Any] = {
+        "base": ground.base,
+        "method": [method.name, asdict(method), asdict(row.training)],
+        "pictures": _pictures_digest(individual),
+        "class_noun": individual.class_noun,
+    }
+    if method.prior_preservation_weight:
+        facts["class_pictures"] = [drawing.num_inference_steps, drawing.guidance_scale]
+    return _digest(facts)
+
+
+def digest(spec: Specification, unit: Unit, ground: Ground) -> str:
     """What a result depends on, as 16 hexadecimal digits."""
-    row = next((row for row in spec.rows if row.name == unit.row), None)
     facts = {
-        "base": fingerprint,
-        "judges": spec.judges,
-        "row": [row.method.name, asdict(row.method), asdict(row.training)] if row else unit.row,
+        "schema": _SCHEMA,
+        "ground": asdict(ground),
+        "adapters": [adapter_digest(spec, unit.row, one, ground) for one in unit.individuals],
         "individuals": [asdict(one) for one in unit.individuals],
         "plan": asdict(spec.plan_for(unit.individuals[0].class_noun)),
         "pair_prompts": spec.pair_prompts if len(unit.individuals) > 1 else None,
@@ -285,8 +348,15 @@ def digest(spec: Specification, unit: Unit, fingerprint: str) -> str:
     return _digest(facts)
 
 
+@cache
+def _pictures_digest(individual: Individual) -> str:
+    concept = concept_of(individual)
+    pictures = b"".join(picture.tobytes() for picture in (*concept.images, *concept.masks) if picture)
+    return hashlib.sha256(pictures).hexdigest()[:16]
+
+
 def _digest(facts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps({"schema": _SCHEMA, **facts}, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def is_done(folder: Path, unit: Unit, key: str) -> bool:
@@ -313,9 +383,9 @@ def run(spec_path: str | Path, folder: str | Path, num_processes: int = 1) -> Ge
     A method that diverges is a result too: its cell says so, and has no measures.
     """
     spec, folder = load_specification(spec_path), Path(folder)
-    fingerprint = load_base(spec.base).fingerprint()
+    ground = Ground.of(spec, load_base(spec.base))
     everything = units(spec)
-    missing = [unit for unit in everything if not is_done(folder, unit, digest(spec, unit, fingerprint))]
+    missing = [unit for unit in everything if not is_done(folder, unit, digest(spec, unit, ground))]
     (folder / "work").mkdir(parents=True, exist_ok=True)
     with whole_file(folder / "benchmark.toml") as temporary:
         temporary.write_bytes(Path(spec_path).read_bytes())
@@ -366,12 +436,13 @@ class Workshop:
     folder: Path
     base: Base
     witnesses: Witnesses
+    ground: Ground
     references: dict[str, Reference] = field(default_factory=dict)
 
     def reference(self, class_noun: str) -> Reference:
         if class_noun not in self.references:
             plan = self.spec.plan_for(class_noun)
-            facts = {"base": self.base.fingerprint(), "judges": self.spec.judges, "plan": asdict(plan)}
+            facts = {"base": self.ground.base, "class_noun": class_noun, "plan": asdict(plan)}
             folder = self.folder / "work" / f"{class_noun.replace(' ', '-')}-{_digest(facts)}"
             self.references[class_noun] = Reference(self.base, class_noun, plan, self.witnesses, folder=folder)
         return self.references[class_noun]
@@ -389,17 +460,18 @@ def _workshop(spec_path: str, folder: str) -> Workshop:
     witnesses = witnesses_of(spec.judges)
     base = load_base(spec.base)
     base.freeze()
-    return Workshop(spec, Path(folder), base, witnesses)
+    return Workshop(spec, Path(folder), base, witnesses, Ground.of(spec, base))
 
 
 def make(spec_path: str, folder: str, unit: Unit) -> str | None:
     """Make one result and write it; returns why there are no measures, where a training diverged."""
     shop = _workshop(spec_path, folder)
-    key = digest(shop.spec, unit, shop.base.fingerprint())
+    key = digest(shop.spec, unit, shop.ground)
+    common = _digest({"schema": _SCHEMA, "ground": asdict(shop.ground), "plan": asdict(shop.spec.plan)})
     try:
         told, tiles = (_cell if len(unit.individuals) == 1 else _pair)(shop, unit)
         failed = None
-    except UserError as error:
+    except Diverged as error:
         told, tiles, failed = {"measures": {}, "failed": str(error)}, [], str(error)
     path = shop.folder / unit.path
     if tiles:
@@ -409,29 +481,35 @@ def make(spec_path: str, folder: str, unit: Unit) -> str | None:
         with whole_file(path.with_suffix(".webp")) as temporary:
             strip.save(temporary, "WEBP", quality=90)
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps({"digest": key, "row": unit.row, **told}, indent=1, sort_keys=True) + "\n")
+        temporary.write_text(
+            json.dumps({"digest": key, "benchmark": common, "row": unit.row, **told}, indent=1, sort_keys=True) + "\n"
+        )
     return failed
 
 
 def _cell(shop: Workshop, unit: Unit) -> tuple[dict[str, Any], list[Image.Image]]:
     individual = unit.individuals[0]
-    reference, real = shop.reference(individual.class_noun), real_pictures(individual)
+    reference = shop.reference(individual.class_noun)
+    real = real_pictures(individual, reference.plan)
     told: dict[str, Any] = {"individual": individual.seed, "class_noun": individual.class_noun}
     started = time.process_time()
     if unit.row == BASE:
-        found = evaluate(reference, None, real, reference.images)
+        found = evaluate(reference, None, real)
         told["known_answers"] = _rounded(collapse_where_known(reference, real))
     elif unit.row == NULL:
-        found = evaluate(reference, None, real, reference.null_images)
+        found = evaluate(reference, None, real, Drawn(reference.null_images, reference.class_images))
         told["null_ranks"] = _rounded(null_ranks(reference))
     else:
-        adapter, about = _trained(shop, unit.row, individual)
+        row = shop.spec.row(unit.row)
+        assert row
+        adapter, about = trained(shop, row, individual)
         told |= about
         started = time.process_time()
-        found = evaluate(reference, adapter, real)
+        drawn = drawn_with(reference, adapter, _drawn_dir(shop, row, individual))
+        found = evaluate(reference, adapter, real, drawn)
     told |= {
-        "num_images": len(found.images),
-        "seconds_per_image": found.seconds_per_image and round(found.seconds_per_image, 3),
+        "num_images": len(found.drawn.images),
+        "seconds_per_image": found.drawn.seconds_per_image and round(found.drawn.seconds_per_image, 3),
         "evaluation_seconds": round(time.process_time() - started, 1),
         "measures": _rounded({name: figure.value for name, figure in found.measures.items()}),
         "nulls": _rounded(reference.nulls),
@@ -440,28 +518,32 @@ def _cell(shop: Workshop, unit: Unit) -> tuple[dict[str, Any], list[Image.Image]
     if unit.row == BASE:
         chosen += [({"kind": "training"}, picture) for picture in real.training]
     told["tiles"] = [tile for tile, _ in chosen]
-    return told, [_as_image(picture) for _, picture in chosen]
+    return told, [as_image(picture) for _, picture in chosen]
 
 
-def real_pictures(individual: Individual) -> ConceptPictures:
-    """Renders of an individual: its training pictures, and others that nothing is trained on."""
+def real_pictures(individual: Individual, plan: Plan) -> ConceptPictures:
+    """Renders of an individual: its training pictures, and others that nothing is trained on.
 
-    def rendered(num: int, first: int, backgrounds: Sequence[str] | None) -> Tensor:
-        images, _ = concept_pictures(individual.seed, num, backgrounds, first=first, class_noun=individual.class_noun)
-        return torch.stack([_as_tensor(image) for image in images])
+    Those elsewhere are in the places, styles and hours that the plan's prompts ask for.
+    """
 
-    return ConceptPictures(
-        training=rendered(_NUM_TRAINING, 0, None),
-        elsewhere=rendered(_NUM_ELSEWHERE, 100, BACKGROUNDS),
-        same_place=rendered(_NUM_SAME_PLACE, 200, None),
-    )
+    def rendered(num: int, first: int) -> Tensor:
+        images, _ = concept_pictures(individual.seed, num, first=first, class_noun=individual.class_noun)
+        return to_tensor(images)
+
+    who = one_individual(individual.seed, individual.class_noun)
+    scenes = []
+    for number, facts in enumerate(prompt.facts for prompt in plan.prompts for _ in range(_NUM_ELSEWHERE)):
+        place, style, hour = (str(facts.get(*kind)) for kind in _SCENE_FACTS)
+        scenes.append(concept_scene(who, individual.seed * 1000 + _FIRST_ELSEWHERE + number, place, style, hour))
+    elsewhere = (render(scenes).images * 255).round() / 255  # as a file would have them
+    return ConceptPictures(rendered(_NUM_TRAINING, 0), elsewhere, rendered(_NUM_SAME_PLACE, _FIRST_SAME_PLACE))
 
 
-def _trained(shop: Workshop, row_name: str, individual: Individual) -> tuple[Adapter, dict[str, Any]]:
+def trained(shop: Workshop, row: Row, individual: Individual) -> tuple[Adapter, dict[str, Any]]:
     """The adapter of a row for an individual, from its file or trained now; and what there is to tell of it."""
-    row = next(row for row in shop.spec.rows if row.name == row_name)
-    key = digest(shop.spec, Unit(row_name, (individual,)), shop.base.fingerprint())
-    path = shop.folder / "work" / f"{row_name}-{individual.seed}-{key}.safetensors"
+    key = adapter_digest(shop.spec, row.name, individual, shop.ground)
+    path = shop.folder / "work" / "adapters" / f"{row.name}-{individual.seed}-{key}.safetensors"
     if not path.exists():
         _train(shop, row, individual, path)
     about, _ = read_adapter_file(path)
@@ -469,7 +551,7 @@ def _trained(shop: Workshop, row_name: str, individual: Individual) -> tuple[Ada
     return adapter, {
         "method": row.method.name,
         "paper": row.method.paper,
-        "settings": asdict(row.method) | asdict(row.training),
+        "settings": asdict(adapter.method) | asdict(row.training),
         "num_parameters": adapter.num_parameters,
         "file_bytes": path.stat().st_size,
         "train_seconds": about["training"]["seconds"],
@@ -490,11 +572,23 @@ def concept_of(individual: Individual) -> Concept:
     )
 
 
+def _drawn_dir(shop: Workshop, row: Row, individual: Individual) -> Path:
+    """Where the pictures of an adapter are kept: they depend on it, on the prompts, and on how it is drawn."""
+    plan = shop.spec.plan
+    facts = {
+        "adapter": adapter_digest(shop.spec, row.name, individual, shop.ground),
+        "prompts": [prompt.text for prompt in plan.prompts],
+        "drawing": [getattr(plan.drawing, name) for name in _OF_DRAWING],
+    }
+    return shop.folder / "work" / "drawn" / f"{row.name}-{individual.seed}-{_digest(facts)}"
+
+
 def _train(shop: Workshop, row: Row, individual: Individual, path: Path) -> None:
-    adapter = row.method.adapter(shop.base, concept := concept_of(individual))
+    method, concept = row.method_for(individual), concept_of(individual)
+    adapter = method.adapter(shop.base, concept)
     prior = None
-    if row.method.prior_preservation_weight:
-        prior = shop.reference(individual.class_noun).prior_latents(row.method.num_class_images)
+    if method.prior_preservation_weight:
+        prior = shop.reference(individual.class_noun).prior_latents(method.num_class_images)
     started = time.process_time()
     for _ in train(shop.base, adapter, concept, row.training, class_latents=prior):
         pass
@@ -504,14 +598,19 @@ def _train(shop: Workshop, row: Row, individual: Individual, path: Path) -> None
 def _pair(shop: Workshop, unit: Unit) -> tuple[dict[str, Any], list[Image.Image]]:
     """Two concepts in one prompt: whether both are there, and how much of each is in the other's place."""
     first, second = unit.individuals
-    adapters = [_trained(shop, unit.row, one)[0] for one in (first, second)]
+    row = shop.spec.row(unit.row)
+    assert row
+    adapters = [trained(shop, row, one)[0] for one in (first, second)]
     names = [f"<{adapter.concept_name}>" for adapter in adapters]
     texts = [text.format(*names) for text in shop.spec.pair_prompts]
     images = pictures(
         shop.base, draw(shop.base, shop.spec.plan, texts, range(shop.spec.plan.drawing.num_seeds), adapters)
     )
     measures = measure_pair(
-        shop.witnesses, images, [real_pictures(one) for one in (first, second)], (first.class_noun, second.class_noun)
+        shop.witnesses,
+        images,
+        [real_pictures(one, shop.spec.plan) for one in (first, second)],
+        (first.class_noun, second.class_noun),
     )
     told = {
         "individuals": [first.seed, second.seed],
@@ -520,7 +619,7 @@ def _pair(shop: Workshop, unit: Unit) -> tuple[dict[str, Any], list[Image.Image]
         "num_images": len(images),
         "measures": _rounded(measures),
     }
-    return told, [_as_image(image) for image in images[:6]]
+    return told, [as_image(image) for image in images[:6]]
 
 
 def _tiles(plan: Plan, found: Evaluation) -> list[tuple[dict[str, Any], Tensor]]:
@@ -536,7 +635,7 @@ def _tiles(plan: Plan, found: Evaluation) -> list[tuple[dict[str, Any], Tensor]]
                 "seed": n % plan.drawing.num_seeds,
                 "score": round(found.score[n].item(), 3),
             },
-            found.images[n],
+            found.drawn.images[n],
         )
         for kind, n in kinds
     ]
@@ -545,11 +644,3 @@ def _tiles(plan: Plan, found: Evaluation) -> list[tuple[dict[str, Any], Tensor]]
 def _rounded(values: Mapping[str, float]) -> dict[str, float | None]:
     """To six digits; what could not be measured as None, because JSON has no NaN."""
     return {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in values.items()}
-
-
-def _as_tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-
-
-def _as_image(picture: Tensor) -> Image.Image:
-    return Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy())

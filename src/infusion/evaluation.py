@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infusion import metrics
 from infusion.base import Base, Conditioning
 from infusion.encoders import Clip, ImageEncoder
+from infusion.errors import UserError
 from infusion.files import whole_file
 from infusion.intervals import Figure, jackknife, mean
 from infusion.latents import decode_latents
@@ -23,6 +24,7 @@ from infusion.masks import attention_masks
 from infusion.methods import Adapter
 from infusion.metrics import Probe
 from infusion.pipeline import sample_prompts
+from infusion.prompts import class_prompt
 from infusion.settings import setting, validate
 from infusion.toybox.judges import Judges
 
@@ -44,7 +46,7 @@ class Drawing:
     """How much is drawn and asked: the part of a plan that a person sets."""
 
     num_seeds: int = setting(8, help="Pictures of every prompt.", minimum=1, maximum=1000)
-    num_class_pictures: int = setting(32, help="Pictures of the plain class noun.", minimum=3, maximum=10_000)
+    num_class_pictures: int = setting(32, help="Pictures of the plain class noun.", minimum=3, maximum=1000)
     num_inference_steps: int = setting(6, help="Steps of DPM-Solver++.", minimum=1, maximum=1000)
     guidance_scale: float = setting(5.0, help="Classifier-free guidance; 1 is none.", minimum=0)
     latents_per_prompt: int = setting(1, help="Latents of the latent Fisher divergence.", minimum=1, maximum=1000)
@@ -81,14 +83,18 @@ class Witnesses:
     encoder: ImageEncoder
     judges: Judges | None = None
 
-    def masks(self, base: Base, images: Tensor, class_noun: str) -> Tensor:
+    def subject(self, base: Base, images: Tensor, class_noun: str) -> Tensor:
         """Where the subject is in pictures [N, 3, H, W]: [N, H, W] in [0, 1], by the judges or the base's attention."""
         if self.judges:
             return metrics.subject_masks(self.judges, images, class_noun)
-        found = attention_masks(
-            base, [VaeImageProcessor.numpy_to_pil(image.permute(1, 2, 0).numpy())[0] for image in images], class_noun
-        )
+        found = attention_masks(base, [as_image(image) for image in images], class_noun)
         return torch.stack([torch.from_numpy(np.array(mask)).float() / 255 for mask in found])
+
+    def foreground(self, base: Base, images: Tensor, class_noun: str) -> Tensor:
+        """Where anything but the background is: for the judges, toys of every class, also those drawn by mistake."""
+        if self.judges:
+            return self.judges.foreground(images).cpu()
+        return self.subject(base, images, class_noun)
 
 
 def draw(
@@ -118,6 +124,11 @@ def draw(
 def pictures(base: Base, latents: Tensor) -> Tensor:
     """Latents -> pictures [N, 3, H, W] in [0, 1], rounded as a file rounds them."""
     return to_tensor([image for some in latents.split(16) for image in decode_latents(base, some)])
+
+
+def as_image(picture: Tensor) -> Image.Image:
+    """A picture [3, H, W] in [0, 1] -> PIL."""
+    return Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
 def to_tensor(images: Sequence[object]) -> Tensor:
@@ -165,7 +176,7 @@ class Reference:
 
     @property
     def class_text(self) -> str:
-        return f"a photo of a {self.class_noun}"
+        return class_prompt(self.class_noun)
 
     @cached_property
     def images(self) -> Tensor:
@@ -197,8 +208,11 @@ class Reference:
     @cached_property
     def nulls(self) -> dict[str, float]:
         """What every Wasserstein distance is between the base and itself with other seeds."""
-        found = wasserstein(self.features, Features.of(self, self.null_images), self.plan.prompt_of)
-        return {name: figure.value for name, figure in found.items()}
+        return distances(self.features, self.null_features)
+
+    @cached_property
+    def null_features(self) -> "Features":
+        return Features.of(self, self.null_images)
 
     def _drawn(self, name: str, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         latents = self._kept(name, lambda: draw(self.base, self.plan, texts, seeds, report=self.report))
@@ -222,7 +236,8 @@ class Reference:
         asked = {"s1": self.plan.unrelated, "s2": self.plan.siblings, "s3": nouns}
         probes = {name: self._probed(name, texts) for name, texts in asked.items()}
         third = probes["s3"]
-        masks = self.witnesses.masks(self.base, pictures(self.base, third.probe.latents), self.class_noun)
+        drawn = pictures(self.base, third.probe.latents)
+        masks = self.witnesses.foreground(self.base, drawn, self.class_noun)
         weights = metrics.outside_subject(masks, third.probe.latents.shape[-2:])  # type: ignore[arg-type]
         weights = torch.where(weights.sum(dim=(1, 2, 3), keepdim=True) > 0, weights, torch.ones_like(weights))
         outside = Probe(third.probe.latents, third.probe.prompt_of, weights)
@@ -264,14 +279,19 @@ class Features:
 
     @classmethod
     def of(cls, reference: Reference, images: Tensor) -> "Features":
-        witnesses = reference.witnesses
-        masks = witnesses.masks(reference.base, images, reference.class_noun)
+        witnesses, base, noun = reference.witnesses, reference.base, reference.class_noun
+        foreground = witnesses.foreground(base, images, noun)
         return cls(
             whole=witnesses.clip.encode_images(images),
-            background=witnesses.clip.encode_images(metrics.without_subject(images, masks)),
-            layout=metrics.layout(masks),
+            background=witnesses.clip.encode_images(metrics.without_subject(images, foreground)),
+            layout=metrics.layout(witnesses.subject(base, images, noun)),
             style=metrics.style_features(witnesses.clip, images),
         )
+
+    @property
+    def subject_found(self) -> Tensor:
+        """[N] 1 where a subject is seen: of the others there is no layout."""
+        return torch.from_numpy(~np.isnan(self.layout).any(axis=1)).float()
 
     def rows(self, rows: np.ndarray) -> "Features":
         return Features(self.whole[rows], self.background[rows], self.layout[rows], self.style[rows])
@@ -346,56 +366,82 @@ def _to_each_other(encoder: ImageEncoder | Clip, images: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """What a model drew: pictures of the plan's prompts [N, 3, H, W] and of the plain class noun [M, 3, H, W].
+
+    seconds_per_image: in time of the processor; None where the pictures were there already.
+    """
+
+    images: Tensor
+    class_images: Tensor
+    seconds_per_image: float | None = None
+
+
+def drawn_with(reference: Reference, adapter: Adapter, folder: Path | None = None) -> Drawn:
+    """Everything that an adapter is asked to draw.
+
+    Args:
+        folder: where the latents are kept, and taken from where they are there already.
+    """
+    base, plan, name = reference.base, reference.plan, f"<{adapter.concept_name}>"
+    path = folder / "latents.safetensors" if folder else None
+    if path is None or not path.exists():
+        started = time.process_time()
+        latents = draw(base, plan, reference.texts(name), range(plan.drawing.num_seeds), [adapter], reference.report)
+        seconds = torch.tensor((time.process_time() - started) / len(latents))
+        of_class = draw(base, plan, [reference.class_text], reference.class_seeds, [adapter], reference.report)
+        tensors = {"images": latents.contiguous(), "class_images": of_class.contiguous(), "seconds": seconds}
+        if path:
+            with whole_file(path) as temporary:
+                save_file(tensors, temporary)
+    if path:
+        tensors = load_file(path)
+    images, class_images = (pictures(base, tensors[key]) for key in ("images", "class_images"))
+    return Drawn(images, class_images, tensors["seconds"].item())
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """All measures of one customized model by name, and what was drawn.
 
     measures: with intervals over prompts; those that the witnesses or the pictures given cannot tell are left out.
-    images: [N, 3, H, W]. score: [N], how good each picture is: the mean of identity and facts, in [0, 1].
-    seconds_per_image: of drawing, in time of the processor; None where the pictures were given.
+    score: [N], how good each picture is: the mean of identity and facts, in [0, 1].
     """
 
     measures: dict[str, Figure]
-    images: Tensor
+    drawn: Drawn
     score: Tensor
-    seconds_per_image: float | None
 
 
 def evaluate(
-    reference: Reference, adapter: Adapter | None, real: ConceptPictures | None, images: Tensor | None = None
+    reference: Reference, adapter: Adapter | None, real: ConceptPictures | None, drawn: Drawn | None = None
 ) -> Evaluation:
     """Draw with an adapter and measure; with None, the base itself with the class noun in the concept's place.
 
     Args:
         real: pictures of the concept; without them identity, copies and collapse are not measured.
-        images: pictures that were drawn already, for the base.
+        drawn: pictures that were drawn already.
     """
-    base, plan = reference.base, reference.plan
-    adapters = [adapter] if adapter else []
-    name = f"<{adapter.concept_name}>" if adapter else reference.class_noun
-    seconds = None
-    if images is None:
-        started = time.process_time()
-        seeds = range(plan.drawing.num_seeds)
-        images = pictures(base, draw(base, plan, reference.texts(name), seeds, adapters, reference.report))
-        seconds = (time.process_time() - started) / len(images)
-    class_images = reference.class_images
-    if adapter:
-        drawn = draw(base, plan, [reference.class_text], reference.class_seeds, adapters, reference.report)
-        class_images = pictures(base, drawn)
-    measures, satisfied = prompts_kept(reference, images)
+    if drawn is None:
+        drawn = drawn_with(reference, adapter) if adapter else Drawn(reference.images, reference.class_images)
+    features, prompt_of = Features.of(reference, drawn.images), reference.plan.prompt_of
+    measures, satisfied = prompts_kept(reference, drawn.images)
     score = satisfied
     if real:
-        found, identity = learnt(reference, real, images, class_images)
-        measures |= found | _copied(reference, real, images)
-        score = (identity.clamp(0, 1) + satisfied) / 2
-    measures |= wasserstein(reference.features, Features.of(reference, images), plan.prompt_of)
-    measures |= _class_kept(reference, class_images) | _divergences(reference, adapter)
-    return Evaluation(measures, images, score, seconds)
+        found, identity = learnt(reference, real, drawn)
+        measures |= found | _copied(reference, real, drawn.images)
+        score = satisfied if identity is None else (identity.clamp(0, 1) + satisfied) / 2
+    measures["subject_found"] = _over_prompts(features.subject_found, prompt_of)
+    measures |= wasserstein(reference.features, features, prompt_of)
+    measures |= _class_kept(reference, drawn.class_images) | _divergences(reference, adapter)
+    return Evaluation(measures, drawn, score)
 
 
 def _over_prompts(values: Tensor, prompt_of: np.ndarray) -> Figure:
-    """Mean of values [N], with its bootstrap interval over prompts."""
-    return mean(np.bincount(prompt_of, values.double().numpy()) / np.bincount(prompt_of))
+    """Mean of values [N], with its interval over prompts."""
+    prompts, at = np.unique(prompt_of, return_inverse=True)
+    sums = np.bincount(at, values.double().numpy(), minlength=len(prompts))
+    return mean(sums / np.bincount(at))
 
 
 def prompts_kept(reference: Reference, images: Tensor) -> tuple[dict[str, Figure], Tensor]:
@@ -410,25 +456,32 @@ def prompts_kept(reference: Reference, images: Tensor) -> tuple[dict[str, Figure
     wanted = [noun | prompt.facts for prompt in plan.prompts for _ in range(plan.drawing.num_seeds)]  # type: ignore[operator]
     found = metrics.satisfied_facts(witnesses.judges, images, wanted)
     measures["facts"] = _over_prompts(found.satisfied, plan.prompt_of)
-    return measures | {f"facts_{fact}": figure for fact, figure in found.figures().items()}, found.satisfied
+    for fact, asked, holds in zip(metrics.FACTS, found.asked.T, found.holds.T, strict=True):
+        if asked.any():
+            measures[f"facts_{fact}"] = _over_prompts(holds[asked], plan.prompt_of[asked.numpy()])
+    return measures, found.satisfied
 
 
-def learnt(
-    reference: Reference, real: ConceptPictures, images: Tensor, class_images: Tensor
-) -> tuple[dict[str, Figure], Tensor]:
-    """Identity between floor and ceiling, of each picture [N] too; and that of pictures of the plain class noun."""
+def learnt(reference: Reference, real: ConceptPictures, drawn: Drawn) -> tuple[dict[str, Figure], Tensor | None]:
+    """Identity between floor and ceiling, of each picture [N] too; and that of pictures of the plain class noun.
+
+    Prompt by prompt it is held against the base's own pictures of that prompt. Without identity where floor and ceiling
+    cannot be told apart.
+    """
     encoder, prompt_of = reference.witnesses.encoder, reference.plan.prompt_of
-    scale = real.scale(encoder, reference.images)
-    cosines, of_class, of_base = (
-        metrics.image_alignment(encoder, some, real.training) for some in (images, class_images, reference.class_images)
+    cosines, of_base, of_class, of_base_class = (
+        metrics.image_alignment(encoder, some, real.training)
+        for some in (drawn.images, reference.images, drawn.class_images, reference.class_images)
     )
-    identity = (cosines - scale.floor) / (scale.ceiling - scale.floor)
-    leak = (of_class - of_base) / (scale.ceiling - scale.floor)
-    measures = {
-        "identity": _over_prompts(identity, prompt_of),
-        "image_alignment": _over_prompts(cosines, prompt_of),
-        "class_leak": mean(leak.numpy()),
-    }
+    measures = {"image_alignment": _over_prompts(cosines, prompt_of)}
+    try:
+        scale = real.scale(encoder, reference.images)
+    except UserError:
+        return measures, None
+    floor = np.bincount(prompt_of, of_base.double().numpy()) / np.bincount(prompt_of)  # [P]
+    identity = (cosines - torch.from_numpy(floor[prompt_of]).float()) / (scale.ceiling - scale.floor)
+    leak = (of_class - of_base_class) / (scale.ceiling - scale.floor)
+    measures |= {"identity": _over_prompts(identity, prompt_of), "class_leak": mean(leak.numpy())}
     return measures, identity
 
 

@@ -16,8 +16,9 @@ def measure_pair(
     """Both-present rate; in the pictures that show both, likeness of each toy to its own concept and to the other's.
 
     A toy is looked at alone: all that is not its segment takes the background's mean colour. Two toys of one class are
-    told apart as the parts of the class's segment left and right of its middle; each concept is matched to the part
-    that is more like it. leak: likeness to the other concept less what real pictures of the one have.
+    told apart as the parts of the class's segment left and right of its middle, and matched to the concepts in the
+    better of the two ways, which favours them somewhat. leak: likeness to the other concept, less what real pictures of
+    the one have, cut out alike.
     """
     if witnesses.judges is None:
         raise UserError("Two concepts in one prompt are measured by the toybox's judges only.")
@@ -38,9 +39,8 @@ def measure_pair(
         swapped = likeness.flip(0)
         better = (likeness[0, 0] + likeness[1, 1]) >= (swapped[0, 0] + swapped[1, 1])
         likeness = torch.where(better, likeness, swapped)
-    apart = torch.stack(
-        [_likeness(witnesses, one.training, real).mean(dim=1) for one in real]
-    )  # [2 concepts, 2 concepts]
+    cut_out = [_alone(witnesses, one.training, noun) for one, noun in zip(real, class_nouns, strict=True)]
+    apart = torch.stack([_likeness(witnesses, some, real).mean(dim=1) for some in cut_out])  # [2 toys, 2 concepts]
     own = likeness[[0, 1], [0, 1]].mean().item()
     other = likeness[[0, 1], [1, 0]].mean().item()
     return measures | {

@@ -200,6 +200,10 @@ class Judges:
         """How probably each pixel of pictures [B, 3, H, W] shows a toy of the class, [B, H, W] in [0, 1]."""
         return self._segments(images)[:, list(CLASSES).index(class_noun)]
 
+    def foreground(self, images: Tensor) -> Tensor:
+        """How probably each pixel of pictures [B, 3, H, W] shows a toy of any class, [B, H, W] in [0, 1]."""
+        return 1 - self._segments(images)[:, -1]
+
     def relation(self, images: Tensor, first_noun: str, second_noun: str) -> list[str | None]:
         """How the toy of the first class stands to the toy of the second, in each picture.
 
