@@ -13,7 +13,7 @@ from infusion.base import Base, Conditioning
 from infusion.concept import Concept
 from infusion.latents import encode_images, square
 from infusion.masks import SubjectMask
-from infusion.prompts import TEMPLATES, name_concept
+from infusion.prompts import TEMPLATES, class_prompt, name_concept
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,13 @@ def training_set(
 
 
 def class_set(base: Base, class_noun: str, latents: Tensor) -> TrainingSet:
-    """Pictures of the class that the base drew, latents [M, C, H, W], for prior preservation: learnt whole."""
-    prompts = [template.format(class_noun) for template in TEMPLATES]
+    """Pictures that the base drew of `class_prompt(class_noun)`, [M, C, H, W], for prior preservation: learnt whole,
+    under the prompt they were drawn with."""
     return TrainingSet(
         latents=latents.to(base.device),
         masks=torch.ones(len(latents), 1, *latents.shape[-2:], device=base.device),
-        conditioning=base.encode(prompts),
-        prompts_of=[list(range(len(prompts)))] * len(latents),
+        conditioning=base.encode([class_prompt(class_noun)]),
+        prompts_of=[[0]] * len(latents),
         num_train_timesteps=base.noise_schedule.config.num_train_timesteps,
     )
 

@@ -26,6 +26,11 @@ TEMPLATES = (
 """Training prompts, in the manner of the paper's: the subject and nothing else."""
 
 
+def class_prompt(class_noun: str) -> str:
+    """What the base is asked for where its own view of a class is wanted: to be preserved, or to be measured."""
+    return f"a photo of a {class_noun}"
+
+
 class Mention(NamedTuple):
     """Characters [start, end) of a prompt's text are the class noun of `concept`."""
 

@@ -20,6 +20,7 @@ from infusion.errors import UserError
 from infusion.masks import SubjectMask, subject_masks
 from infusion.methods import Adapter
 from infusion.pipeline import sample_prompts
+from infusion.prompts import class_prompt
 from infusion.settings import setting, validate
 
 _HALF_PRECISION_LOSS_SCALE = 1024.0
@@ -45,6 +46,10 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         validate(self)
+
+
+class Diverged(UserError):
+    """The training's numbers left what floats can hold."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ def draw_class(base: Base, class_noun: str, num_images: int, **sampling: Any) ->
 
     sampling: settings of `sample_prompts`.
     """
-    return torch.cat(list(sample_prompts(base, f"a photo of a {class_noun}", seeds=range(num_images), **sampling)))
+    return torch.cat(list(sample_prompts(base, class_prompt(class_noun), seeds=range(num_images), **sampling)))
 
 
 def _prior(base: Base, adapter: Adapter, class_latents: Tensor | None) -> TrainingSet | None:
@@ -156,7 +161,7 @@ def _gradients(
         if parameter.grad is not None:
             parameter.grad /= scale
             if not parameter.grad.isfinite().all():
-                raise UserError(
+                raise Diverged(
                     f"Training diverged at step {step + 1}: a gradient is not a number. Use a smaller learning rate, "
                     "or hold the base in another precision (bf16, or no)."
                 )

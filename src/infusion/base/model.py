@@ -1,5 +1,7 @@
 """A folder or hub id in Stable Diffusion's layout -> Base: the frozen model; encode, predict, fingerprint."""
 
+import hashlib
+import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -136,6 +138,16 @@ class Base:
         """
         with attached(self, adapters, borrows) as denoiser:
             yield denoiser
+
+    def digest(self) -> str:
+        """A hash of every weight and of the noise schedule, as 16 hexadecimal digits: for results that depend on all."""
+        schedule = json.dumps(dict(self.noise_schedule.config), sort_keys=True, default=str)
+        digest = hashlib.sha256(schedule.encode())
+        for part in (self.text_encoder, self.unet, self.vae):
+            for name, tensor in sorted(part.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def fingerprint(self) -> str:
         """64 weights of the cross-attention keys, rounded to bfloat16, as hexadecimal digits.
