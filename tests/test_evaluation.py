@@ -5,9 +5,21 @@ from dataclasses import replace
 import pytest
 import torch
 
+from infusion import evaluation
 from infusion.encoders import load_clip, load_image_encoder
 from infusion.errors import UserError
-from infusion.evaluation import ConceptPictures, Drawing, Plan, Reference, Wanted, Witnesses, evaluate, to_tensor
+from infusion.evaluation import (
+    ConceptPictures,
+    Drawing,
+    Drawn,
+    Plan,
+    Reference,
+    Wanted,
+    Witnesses,
+    drawn_with,
+    evaluate,
+    to_tensor,
+)
 from infusion.evaluation_defaults import PROMPTS, num_pictures, plan_for, read_prompts, siblings_of
 from infusion.metrics import FACTS
 from infusion.toybox.scene import CLASSES
@@ -45,7 +57,7 @@ def values(found):
 
 
 def test_the_base_itself_is_nothing_away_from_itself(reference, real):
-    found = values(evaluate(reference, None, real, reference.images))
+    found = values(evaluate(reference, None, real))
     for name in ("identity", "class_leak", "w2_exact", "w2_gaussian", "w2_background", "w2_layout", "w2_style"):
         assert found[name] == pytest.approx(0, abs=1e-5), name
     assert found["class_diversity"] == pytest.approx(1) and found["collapse"] == pytest.approx(1)
@@ -57,7 +69,7 @@ def test_a_gated_concept_moves_its_own_prompts_alone(reference, adapter, drawn):
     found = evaluate(reference, adapter, None)
     measures = values(found)
     assert max(measures[f"lfd_s{n}"] for n in range(1, 4)) < 1e-9 < measures["lfd_s4"]
-    assert measures["w2_exact"] > 0 and not torch.equal(found.images, reference.images)
+    assert measures["w2_exact"] > 0 and not torch.equal(found.drawn.images, reference.images)
     assert measures["class_diversity"] == pytest.approx(1)
     assert not {"identity", "class_leak", "copied", "collapse"} & measures.keys(), "there were no pictures"
     assert all(figure.low <= figure.value <= figure.high for figure in found.measures.values())
@@ -65,15 +77,28 @@ def test_a_gated_concept_moves_its_own_prompts_alone(reference, adapter, drawn):
 
 def test_every_picture_drawn_is_reported(reference, adapter, real, drawn):
     evaluate(reference, adapter, real)
-    evaluate(reference, None, real, reference.images)
+    evaluate(reference, None, real)
     assert reference.nulls["w2_exact"] > 0
     assert sum(drawn) == num_pictures(PLAN) == 3 * 6 + 2 * 4 + 7
 
 
 def test_copies_are_found(reference, real):
     copies = real.training[torch.arange(6) % 3]
-    found = values(evaluate(reference, None, real, copies))
+    found = values(evaluate(reference, None, real, Drawn(copies, reference.class_images)))
     assert found["copied"] == 1 and found["collapse"] < 0.5 and found["identity"] > 1
+
+
+def test_identity_is_left_out_where_floor_and_ceiling_are_one(reference, real):
+    alike = ConceptPictures(real.training, elsewhere=reference.images)
+    found = evaluate(reference, None, alike)
+    assert not {"identity", "class_leak"} & found.measures.keys() and "image_alignment" in found.measures
+
+
+def test_latents_are_kept_and_taken_again(reference, adapter, tmp_path, monkeypatch):
+    first = drawn_with(reference, adapter, tmp_path / "one")
+    monkeypatch.setattr(evaluation, "draw", None)
+    again = drawn_with(reference, adapter, tmp_path / "one")
+    assert torch.equal(first.images, again.images) and first.seconds_per_image == again.seconds_per_image
 
 
 def test_the_scale_of_identity_is_that_of_other_real_pictures_where_there_are_some(witnesses, real):

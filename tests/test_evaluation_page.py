@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageStat
 
-from infusion.evaluation import Drawing, Evaluation, Plan, Wanted
+from infusion.evaluation import Drawing, Drawn, Evaluation, Plan, Wanted
 from infusion.evaluation_page import NOTES, Evaluated, answers, render_evaluation, to_json, write_evaluation
 from infusion.intervals import Figure
 
@@ -57,8 +57,8 @@ def evaluated(pictures: bool = True, base_facts: float = 0.9, **changed: Figure 
         num_parameters=768,
         base="toybox",
         plan=Plan((Wanted("a {} & co", {}), Wanted("a {} there", {})), ("a te",), ("a dog",), Drawing(num_seeds=2)),
-        own=Evaluation(measures, images, torch.tensor([0.9, 0.1, 0.5, 0.7]), 0.1),
-        untouched=Evaluation(base, images.flip(0), torch.zeros(4), None),
+        own=Evaluation(measures, Drawn(images, images, 0.1), torch.tensor([0.9, 0.1, 0.5, 0.7])),
+        untouched=Evaluation(base, Drawn(images.flip(0), images), torch.zeros(4)),
         nulls={"w2_background": 0.25, "w2_layout": 0.25, "w2_style": 0.25},
         training=[Image.new("RGB", (8, 8), "red")] * 2 if pictures else [],
         witnesses={"clip": "toybox-b", "encoder": "toybox-b", "judges": "b"},

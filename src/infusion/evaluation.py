@@ -479,7 +479,7 @@ def learnt(reference: Reference, real: ConceptPictures, drawn: Drawn) -> tuple[d
     except UserError:
         return measures, None
     floor = np.bincount(prompt_of, of_base.double().numpy()) / np.bincount(prompt_of)  # [P]
-    identity = (cosines - torch.from_numpy(floor[prompt_of]).float()) / (scale.ceiling - scale.floor)
+    identity = (cosines.double() - torch.from_numpy(floor[prompt_of])) / (scale.ceiling - scale.floor)
     leak = (of_class - of_base_class) / (scale.ceiling - scale.floor)
     measures |= {"identity": _over_prompts(identity, prompt_of), "class_leak": mean(leak.numpy())}
     return measures, identity
