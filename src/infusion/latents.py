@@ -26,6 +26,6 @@ def encode_images(base: Base, images: Sequence[Image.Image]) -> Tensor:
 @torch.no_grad()
 def decode_latents(base: Base, latents: Tensor) -> list[Image.Image]:
     """Latents [B, C, H, W] -> pictures."""
-    scaled = latents.to(base.dtype) / base.vae.config.scaling_factor
+    scaled = latents.to(base.device, base.dtype) / base.vae.config.scaling_factor
     pixels = base.vae.decode(scaled, return_dict=False)[0]
     return VaeImageProcessor().postprocess(pixels.float(), output_type="pil")
