@@ -82,15 +82,13 @@ def test_pictures_are_aligned_with_references(load, photos):
     assert closest.reference[:2].tolist() == [0, 1]
 
 
-def test_a_position_is_between_class_and_concept(photos):
+def test_a_scale_reaches_from_the_class_to_the_concept(photos):
     encoder = load_image_encoder("toybox-a")
     concept, other = photos
     scale = Alignment.measured(encoder, concept[:2], other, concept[2:])
     assert scale.floor < scale.ceiling < 1
-    ends = [scale.position(image_alignment(encoder, some, concept[:2]).mean().item()) for some in (other, concept[2:])]
-    assert ends == pytest.approx([0, 1])
-    assert scale.position(1.0) > 1  # a copy
-    assert Alignment(0.2, 0.6).position(0.3) == pytest.approx(0.25)
+    floor, ceiling = (image_alignment(encoder, some, concept[:2]).mean().item() for some in (other, concept[2:]))
+    assert (scale.floor, scale.ceiling) == pytest.approx((floor, ceiling))
     with pytest.raises(UserError, match="no more like"):
         Alignment(0.6, 0.6)
 
@@ -211,16 +209,11 @@ def test_two_of_one_class_are_two(judges, singles, pairs, twins):
     def twice(ask, scenes, images):
         return sum(ask(judges, images[row : row + 1], nouns_of(s)[0]).item() for row, s in enumerate(scenes))
 
-    def apart(judges, images, noun):
-        return both_present(judges, images, noun, noun)
-
     assert twice(two_of, *twins) >= 14
     assert twice(two_of, singles[0], singles[1].images) <= 1 and twice(two_of, *pairs) <= 1
-    assert twice(apart, *twins) >= 3  # of toys of one class that stand side by side most touch in the picture
-    assert twice(apart, singles[0], singles[1].images) == 0
 
 
-def test_two_toys_apart_are_two_parts(judges):
+def test_two_toys_apart_are_two(judges):
     alone = concept_scene(individual(500_000, "cat"), 1, "meadow")
     camera, toy = replace(alone.camera, half_height=1.6), alone.toys[0]
 
@@ -228,6 +221,5 @@ def test_two_toys_apart_are_two_parts(judges):
         return replace(alone, camera=camera, toys=tuple(replace(toy, position=(x, 0.0, 0.0)) for x in places))
 
     images = render([cats(-0.9, 0.9), cats(0.0)]).images
-    assert both_present(judges, images, "cat", "cat").tolist() == [True, False]
     assert two_of(judges, images, "cat").tolist() == [True, False]
     assert two_of(judges, images, "dog").tolist() == [False, False]

@@ -120,7 +120,7 @@ def test_help_tells_what_the_settings_tell(run: Run) -> None:
             assert re.search(rf"\[default: {field.default}[\];]", text)
     assert re.search(r"--layers VALUE [^\[]* Of infusion only. \[default: all\]", text)
     assert re.search(r"--learning-rate VALUE [^\[]* \[default: 0.01; other methods have their own\]", text)
-    assert "perfusion: embedding_learning_rate, " in text and "lora: rank, rare_token;" in text
+    assert "perfusion: embedding_learning_rate, " in text and "lora: rare_token, rank;" in text
     assert all(name in text.replace("- ", "-") for name in METHODS)
 
 
@@ -236,9 +236,29 @@ def test_stop_auto_keeps_a_step_by_its_own_pictures(
     given = ["--stop", "auto", "--clip", "toybox-a", "--encoder", "toybox-a"]
     code, text, _ = run(*train(pictures, base_dir, steps=26), *given)
     assert code == 0
-    assert re.search(r"Step 25: learnt -?\d+%, kept \d+%; best so far: step 25\.", text) and "Step 26: learnt" in text
+    assert (
+        re.search(r"Step 25: learnt -?\d+%, prompt followed \d+%; best so far: step 25\.", text)
+        and "Step 26: learnt" in text
+    )
     (kept,) = re.findall(r"Kept: step (\d+) of 26", text)
     assert json.loads(run("show", "my-cat.safetensors", "--json")[1])["training"]["kept_step"] == int(kept)
+    assert sorted(path.name for path in Path().iterdir()) == ["my-cat.safetensors", "my_cat"]
+
+    def full(*given: object, **about: object) -> int:
+        raise UserError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("infusion.adapter_file.save_adapter", full)
+        code, _, error = run(*train(pictures, base_dir, steps=26), *given)
+    there = {"my-cat.checkpoint.safetensors", "my-cat.checkpoint.kept.safetensors", "my-cat.safetensors", "my_cat"}
+    assert (code, error) == (1, "error: the disk is full\n") and {path.name for path in Path().iterdir()} == there
+    before = load_file("my-cat.safetensors")
+    code, _, error = run(*train(pictures, base_dir, steps=26), *given, "--encoder", "toybox-b")
+    assert code == 1 and "found by other encoders" in error
+    Path("my-cat.safetensors").unlink()
+    code, text, _ = run(*train(pictures, base_dir, steps=26), *given)
+    assert code == 0 and f"Kept: step {kept} of 26" in text
+    assert all((tensor == before[name]).all() for name, tensor in load_file("my-cat.safetensors").items())
     assert sorted(path.name for path in Path().iterdir()) == ["my-cat.safetensors", "my_cat"]
     code, _, error = run(*train(pictures, base_dir), "--stop", "soon")
     assert code == 1 and 'stop = "soon" is not one of last, auto' in error
@@ -281,10 +301,22 @@ def test_ctrl_c_keeps_what_was_learnt_and_the_same_command_goes_on(
 def test_starting_anew_needs_to_be_said(run: Run, pictures: Path, base_dir: Path) -> None:
     run(*train(pictures, base_dir, steps=2), "-o", "a.safetensors")
     shutil.copy("a.safetensors", "b.checkpoint.safetensors")
+    Path("b.checkpoint.kept.safetensors").write_text("damaged")
     code, _, error = run(*train(pictures, base_dir, steps=2), "-o", "b.safetensors")
     assert code == 1 and "b.checkpoint.safetensors" in error and not Path("b.safetensors").exists()
     code, _, _ = run(*train(pictures, base_dir, steps=2), "-o", "b.safetensors", "--no-resume")
-    assert code == 0 and Path("b.safetensors").exists()
+    assert code == 0 and {path.name for path in Path().iterdir()} == {"my_cat", "a.safetensors", "b.safetensors"}
+
+
+def test_masks_that_are_not_used_are_told(
+    run: Run, pictures: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infusion.masks.subject_masks", lambda *given: pytest.fail("masks were made"))
+    given = ["--method", "textual-inversion", "--masks", pictures / "masks"]
+    code, text, error = run(*train(pictures, base_dir, steps=1), *given)
+    assert code == 0 and "learnt whole, without masks" in text and "cover" not in text
+    assert error == "warning: --masks is not used: textual-inversion needs --masked-loss to learn by masks.\n"
+    assert run(*train(pictures, base_dir), *given, "--masked-loss", "--dry-run")[2] == ""
 
 
 def test_another_method_has_its_own_settings(run: Run, pictures: Path) -> None:

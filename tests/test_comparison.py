@@ -8,8 +8,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from infusion import comparison, intervals
-from infusion.comparison import MEASURES, Measure, load_results, to_json, to_markdown
+from infusion.comparison import FEWEST, load_results, to_json, to_markdown
 from infusion.errors import UserError
+from infusion.measures import BY_NAME, MEASURES, Measure
 
 # row: identity, divergence in other content, W2 of backgrounds, whether it is gated by its token
 ROWS = {
@@ -136,21 +137,29 @@ def change(path: Path, **changes: object) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return write_results(tmp_path / "results", ("infusion", "lora", "base"), num_individuals=3)
+    return write_results(tmp_path / "results", ("infusion", "lora", "base"), num_individuals=5)
 
 
 def test_a_figure_is_the_mean_over_individuals_with_its_interval(folder: Path) -> None:
-    values = [a_cell("lora", individual)["measures"]["identity"] for individual in range(3)]
+    values = [a_cell("lora", individual)["measures"]["identity"] for individual in range(5)]
     figure = load_results(folder).figure("lora", "identity")
-    assert figure == intervals.mean(values) and figure.num == 3 and figure.low < figure.value < figure.high
+    assert figure == intervals.mean(values) and figure.num == 5 and figure.low < figure.value < figure.high
 
 
 def test_differences_pair_the_individuals_that_both_rows_have(folder: Path) -> None:
-    (folder / "cells/infusion/0.json").unlink()
+    for individual in (0, 3, 4):
+        (folder / f"cells/infusion/{individual}.json").unlink()
     change(folder / "cells/lora/1.json", measures={"identity": None})
     difference = load_results(folder).difference("lora", "identity")
     only = a_cell("lora", 2)["measures"]["identity"] - a_cell("infusion", 2)["measures"]["identity"]
     assert difference is not None and difference.num == 1 and difference.value == pytest.approx(only)
+
+
+def test_the_interval_of_a_share_lies_within_0_and_1(folder: Path) -> None:
+    set_measures(folder, "lora", copied=(0.0, 0.0, 0.1, 0.0, 0.0), facts=(1.0, 1.0, 0.9, 1.0, 1.0))
+    results = load_results(folder)
+    copied, facts = (results.figure("lora", name) for name in ("copied", "facts"))
+    assert copied is not None and facts is not None and copied.low == 0 < copied.high < 1 == facts.high > facts.low
 
 
 def test_rows_with_other_individuals_are_told(folder: Path) -> None:
@@ -165,7 +174,7 @@ def test_failures_are_told_and_not_counted(folder: Path) -> None:
     (folder / "cells/lora/1.json").write_text(failed)
     (folder / "pairs/lora/0-1.json").write_text(failed)
     results = load_results(folder)
-    assert set(results.values("lora", "identity")) == {0, 2} and len(results.pairs) == 11
+    assert set(results.values("lora", "identity")) == {0, 2, 3, 4} and len(results.pairs) == 11
     first, second, third = comparison.warnings(results)
     assert first == "lora failed on 1: The loss is not finite." and "on 0-1" in second and "lora lacks 1" in third
     for path in folder.glob("cells/*/*.json"):
@@ -213,33 +222,47 @@ def test_the_reference_is_infusion_or_else_the_first_row(folder: Path) -> None:
 def test_missing_and_unknown_measures_do_no_harm(folder: Path) -> None:
     change(folder / "cells/lora/0.json", measures={"identity": math.nan, "of_another_version": 1})
     results = load_results(folder)
-    assert set(results.values("lora", "identity")) == {1, 2}
+    assert set(results.values("lora", "identity")) == {1, 2, 3, 4}
     assert results.figure("lora", "facts_time") is None
     assert "of_another_version" not in to_json(results)
 
 
-IDENTITY = next(measure for measure in MEASURES if measure.name == "identity")
-S1 = next(measure for measure in MEASURES if measure.name == "lfd_s1")
-S4 = next(measure for measure in MEASURES if measure.name == "lfd_s4")
+IDENTITY, S1, S4 = (BY_NAME[name] for name in ("identity", "lfd_s1", "lfd_s4"))
 
 
 def set_measures(folder: Path, row: str, **values: tuple[float, ...]) -> None:
-    for individual in range(3):
+    for individual in range(5):
         path = folder / "cells" / row / f"{individual}.json"
         measures = json.loads(path.read_text())["measures"] | {name: v[individual] for name, v in values.items()}
         change(path, measures=measures)
 
 
 def test_the_best_and_those_not_worse_beyond_chance(folder: Path) -> None:
-    set_measures(folder, "infusion", identity=(0.5, 0.6, 0.7), lfd_s4=(0.1, 0.2, 0.3))
-    set_measures(folder, "lora", identity=(0.6, 0.55, 0.8), lfd_s4=(0.2, 0.3, 0.4))
+    set_measures(folder, "infusion", identity=(0.5, 0.6, 0.7, 0.5, 0.6), lfd_s4=(0.1, 0.2, 0.3, 0.1, 0.2))
+    set_measures(folder, "lora", identity=(0.6, 0.55, 0.8, 0.5, 0.6), lfd_s4=(0.2, 0.31, 0.4, 0.2, 0.31))
     results = load_results(folder)
-    assert results.best(IDENTITY) == ("lora", ("infusion",))  # 0.1, -0.05, 0.1: the interval holds zero
+    assert results.best(IDENTITY) == ("lora", ("infusion",))  # 0.1, -0.05, 0.1, 0, 0: the interval holds zero
     assert results.best(S4) == ("infusion", ())
 
 
+def test_a_few_individuals_give_no_verdict(folder: Path) -> None:
+    set_measures(folder, "lora", identity=(0.9, 0.9, 0.91, 0.9, 0.9))
+    results = load_results(folder)
+    assert results.learnt("lora") and results.best(IDENTITY)[0] == "lora" and comparison.warnings(results) == []
+    difference = results.difference("lora", "identity")
+    assert difference is not None and comparison.is_clear(difference)
+    for path in folder.glob("cells/*/4.json"):
+        path.unlink()
+    results = load_results(folder)
+    assert not results.learnt("lora") and results.best(IDENTITY) == (None, ())
+    difference = results.difference("lora", "identity")
+    assert difference is not None and difference.low > 0 and not comparison.is_clear(difference)
+    assert [f"fewer than {FEWEST} individuals" in sentence for sentence in comparison.warnings(results)] == [True]
+    assert "**" not in to_markdown(results, ["identity", "lfd_s4"])
+
+
 def test_not_learning_is_never_best(folder: Path) -> None:
-    set_measures(folder, "infusion", identity=(0.1, -0.1, 0.0), lfd_s4=(0.0, 0.001, 0.0))
+    set_measures(folder, "infusion", identity=(0.1, -0.1, 0.0, 0.1, -0.1), lfd_s4=(0.0, 0.001, 0.0, 0.0, 0.0))
     assert load_results(folder).best(S4)[0] == "lora"
 
 
@@ -247,9 +270,9 @@ def test_what_construction_gives_is_never_best(folder: Path) -> None:
     results = load_results(folder)
     assert results.is_unchanged("infusion", "lfd_s1") and not results.is_unchanged("lora", "lfd_s1")
     assert results.best(S1)[0] == "lora"
-    set_measures(folder, "infusion", lfd_s1=(0.0, 1e-12, 0.0))
+    set_measures(folder, "infusion", lfd_s1=(0.0, 1e-12, 0.0, 0.0, 0.0))
     assert load_results(folder).best(S1)[0] == "lora"
-    set_measures(folder, "infusion", lfd_s1=(0.0, 1e-6, 0.0))
+    set_measures(folder, "infusion", lfd_s1=(0.0, 1e-6, 0.0, 0.0, 0.0))
     assert load_results(folder).best(S1)[0] == "infusion"
 
 
@@ -267,14 +290,14 @@ def test_pairs_of_one_class_stand_apart(tmp_path: Path) -> None:
 
 def test_measures_are_declared_once_and_explained() -> None:
     names = [measure.name for measure in MEASURES]
-    assert len(set(names)) == len(names) == 30
+    assert len(set(names)) == len(names) == 32
     assert all(isinstance(m, Measure) and m.sentence.endswith(".") and m.label for m in MEASURES)
 
 
 def test_json_holds_every_figure(folder: Path) -> None:
     content = json.loads(to_json(load_results(folder)))
     [line] = [f for f in content["figures"] if (f["row"], f["measure"]) == ("lora", "w2_gaussian")]
-    assert line["num"] == 3 and line["low"] < line["value"] < line["high"] and line["null"] == pytest.approx(0.15)
+    assert line["num"] == 5 and line["low"] < line["value"] < line["high"] and line["null"] == pytest.approx(0.15)
     assert line["difference"]["value"] > 0 and content["reference"] == "infusion"
 
 
@@ -293,6 +316,12 @@ def test_markdown_shows_figures_intervals_and_the_best(folder: Path) -> None:
 )
 def test_only_zero_is_printed_as_zero(value: float | None, text: str) -> None:
     assert comparison.format_number(value, 3) == text
+
+
+def test_what_rounding_alone_makes_takes_no_digits() -> None:
+    of = [intervals.Figure(value, value, value, 5) for value in (0.5, 0.02, 1e-8)]
+    assert comparison.num_decimals(of) == comparison.num_decimals(of[:2]) == 3
+    assert comparison.num_decimals(of[2:]) == 6
 
 
 def test_mistakes_are_one_clear_sentence(folder: Path, tmp_path: Path) -> None:
@@ -336,3 +365,29 @@ def test_mixed_benchmarks_are_refused(folder: Path, changes: dict) -> None:
     change(folder / "cells/lora/1.json", **changes)
     with pytest.raises(UserError, match=r"lora/1.json.*different|lora/1.json says it is of row"):
         load_results(folder)
+
+
+INDIVIDUALS = '[individuals]\nclasses = ["cat", "dog"]\neach = 2\nfirst_seed = {}\n'
+
+
+def test_individuals_that_the_specification_names_no_more_do_not_count(folder: Path) -> None:
+    (folder / "cells/lora/0.json").write_text("damaged")
+    (folder / "benchmark.toml").write_text(INDIVIDUALS.format(1))
+    results = load_results(folder)
+    assert list(results.individuals) == [1, 2, 3, 4] and {pair.individuals for pair in results.pairs} == {(1, 2)}
+    (folder / "benchmark.toml").write_text(INDIVIDUALS.format(20_000))
+    with pytest.raises(UserError, match="none of its rows and individuals"):
+        load_results(folder)
+
+
+@pytest.mark.parametrize("name", ["cells/lora/1.json", "pairs/lora/0-1.json"])
+def test_results_of_several_plans_are_refused(folder: Path, name: str) -> None:
+    for path in folder.glob("*/*/*.json"):
+        change(path, benchmark="now")
+    load_results(folder)
+    for told in ({"benchmark": "before"}, {"benchmark": None}, {"benchmark": "before", "failed": "It diverged."}):
+        change(folder / name, **told)
+        with pytest.raises(UserError, match=rf"{name} are of different plans.*run `infusion benchmark` to the end"):
+            load_results(folder)
+    (folder / name).unlink()
+    load_results(folder)

@@ -9,17 +9,18 @@ import pytest
 from PIL import Image
 from test_comparison import NOUNS, SHOWN, change, write_results
 
-from infusion.comparison import MEASURES, PAIR_MEASURES, load_results
+from infusion.comparison import load_results
 from infusion.comparison_page import render_comparison, write_comparison
 from infusion.comparison_plots import OVERFITTING
 from infusion.errors import UserError
+from infusion.measures import AGNOSTIC, MEASURES, NOTES, PAIR_MEASURES, SPECIFIC
 
 ROWS = ("infusion", "infusion_more_steps", "lora", "dreambooth", "base", "null")
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_results(tmp_path_factory.mktemp("made"), ROWS, num_individuals=4)
+    return write_results(tmp_path_factory.mktemp("made"), ROWS, num_individuals=6)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_page_is_self_contained(html: str) -> None:
 def test_everything_is_there_in_order(html: str) -> None:
     in_order = [
         "Made-up results",
-        "4 methods compared on 4 individuals",
+        "4 methods compared on 6 individuals",
         "2 prompts × 3 seeds",
         "data:image/svg",
         "50.2 kB",
@@ -73,11 +74,10 @@ def test_everything_is_there_in_order(html: str) -> None:
 
 def test_numbers_that_mislead_are_shown_with_what_they_mean(html: str) -> None:
     agnostic = section(html, "What became of everything else")
-    assert "exactly 0 by construction: a correctness test, not a win" in agnostic
-    assert "not calibrated to marginal quality" in agnostic
+    assert NOTES[AGNOSTIC] in agnostic and "exactly 0 by construction" in agnostic
     assert line(agnostic, "infusion").count("‡") == 5 and "‡" not in line(agnostic, "lora")
     specific = section(html, "What the concept brings along")
-    assert "Not learning is the optimum of W2: read it beside identity" in specific
+    assert NOTES[SPECIFIC] in specific
     assert "chance 0.150" in line(specific, "lora") and 'class="best"' not in line(specific, "base")
 
 
@@ -86,6 +86,12 @@ def test_differences_say_which_way_is_better(html: str) -> None:
     identity, *_, background = re.findall(r"<td.*?</td>", line(differences, "dreambooth"), re.S)
     assert ">+" in identity and "better" in identity and ">+" in background and "worse" in background
     assert '<th scope="row">infusion</th>' not in differences
+
+
+def test_a_few_individuals_make_nothing_bold(small: Path) -> None:
+    html = render_comparison(load_results(small))
+    assert "With fewer than 5 individuals no row is called the best" in html
+    assert 'class="best"' not in html and 'class="clear"' not in html and ">better<" not in html
 
 
 def test_a_measure_that_nobody_measured_has_no_column(html: str, small: Path) -> None:

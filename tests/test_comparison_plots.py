@@ -69,3 +69,12 @@ def test_one_individual_and_odd_names_are_drawn(tmp_path: Path) -> None:
 
 def test_one_row_is_no_comparison(tmp_path: Path) -> None:
     assert scatter_plots(load_results(write_results(tmp_path, ("lora",), num_individuals=1))) == []
+
+
+def test_only_a_distance_between_pictures_has_a_line_of_chance(results: Results) -> None:
+    lines = []
+    for plot in scatter_plots(results):
+        svg = base64.b64decode(plot.light.split(",")[1]).decode()
+        lines.append(svg.count("stroke-dasharray: 1,1.65"))
+    assert [one.name for one in OVERFITTING] == ["lfd_s4", "w2_background", "w2_layout", "facts"]
+    assert lines == [2, 3, 3, 2]  # two more are what identity is measured between

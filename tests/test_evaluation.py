@@ -132,6 +132,14 @@ def test_quick_asks_less():
     assert plan_for("cat", False, quick=False).drawing.num_inference_steps == 20
 
 
+def test_nouns_have_their_article():
+    texts = [prompt.text for prompt in plan_for("elephant", False, quick=False).prompts]
+    assert texts[0] == "an {} on the beach" and texts[8] == "a sketch of an {} in the forest"
+    assert plan_for("unicorn", False, quick=True).prompts[0].text == "a {} on the beach"
+    siblings = plan_for("car", False, quick=True).siblings
+    assert siblings[:2] == ("an airplane on the beach", "a hot air balloon on the beach")
+
+
 def test_default_prompts_ask_for_what_judges_know():
     for wanted in PROMPTS:
         assert wanted.text.count("{}") == 1

@@ -12,16 +12,17 @@ import torch
 from PIL import Image, ImageStat
 
 from infusion.evaluation import Drawing, Drawn, Evaluation, Plan, Wanted
-from infusion.evaluation_page import NOTES, Evaluated, answers, render_evaluation, to_json, write_evaluation
+from infusion.evaluation_page import Evaluated, answers, render_evaluation, to_json, write_evaluation
 from infusion.intervals import Figure
+from infusion.measures import NOTES
 
 UNMOVED = {f"lfd_s{n}{kind}": Figure(0.0, 0.0, 0.0, 2) for n in (1, 2, 3) for kind in ("", "_relative", "_kl")}
 MEASURED = UNMOVED | {
     "identity": Figure(0.6, 0.5, 0.7, 2),
     "image_alignment": Figure(0.8, 0.7, 0.9, 2),
-    "facts": Figure(0.9, 0.8, 1.0, 2),
+    "facts": Figure(0.9, 0.85, 0.95, 2),
     "facts_color": Figure(0.5, 0.4, 0.6, 2),
-    "text_alignment": Figure(0.3, 0.2, 0.4, 2),
+    "text_alignment": Figure(0.3, 0.29, 0.31, 2),
     "class_leak": Figure(0.0, 0.0, 0.0, 8),
     "class_diversity": Figure(1.0, 1.0, 1.0, 8),
     "lfd_s4": Figure(2e-5, 1e-5, 3e-5, 2),
@@ -81,11 +82,21 @@ def test_a_concept_that_is_learnt_and_breaks_nothing():
         "leaked": "No",
         "moved": "No",
         "confined": "As far as can be seen",
-        "copied": "No",
+        "copied": "None seen",
     }
     assert "0.600 (0.500 to 0.700)" in sentence(evaluated(), "learnt")
     assert "S1 is 0, S2 is 0." in sentence(evaluated(), "moved")
     assert "2.00% of what the prompt itself changes" in sentence(evaluated(), "confined")
+    shown = (
+        "As far as these pictures show, background, layout and style differ no more from the base model’s than one draw"
+    )
+    assert sentence(evaluated(), "confined").startswith(shown)
+
+
+def test_no_copy_among_a_few_pictures_rules_out_little():
+    """Wilson's upper end of 0 of 4."""
+    assert "None of the 4 pictures" in sentence(evaluated(), "copied")
+    assert "cannot rule out that up to 49%" in sentence(evaluated(), "copied")
 
 
 @pytest.mark.parametrize(
@@ -102,10 +113,14 @@ def test_identity_is_read_on_its_scale(figure, word):
 
 
 def test_prompts_are_held_against_the_base_models_own():
-    assert words(evaluated(base_facts=0.95))["followed"] == "Yes", "its interval reaches that"
+    assert words(evaluated(base_facts=0.94))["followed"] == "Yes", "its interval reaches that"
+    for wide in (Figure(0.45, 0.2, 0.92, 2), Figure(0.9, math.nan, math.nan, 1)):
+        assert words(evaluated(facts=wide))["followed"] == "Cannot tell"
+    assert "45% (20% to 92%)" in sentence(evaluated(facts=Figure(0.45, 0.2, 0.92, 2)), "followed")
+    assert "90% (70% to 100%)" in sentence(evaluated(facts=Figure(0.9, 0.7, 1.1, 2)), "followed")
     assert words(evaluated(facts=Figure(0.5, 0.4, 0.6, 2)))["followed"] == "Less than before"
     unjudged = evaluated(facts=None, facts_color=None)
-    assert "cosine of 0.300 (0.200 to 0.400); the base model’s" in sentence(unjudged, "followed")
+    assert "cosine of 0.300 (0.290 to 0.310); the base model’s" in sentence(unjudged, "followed")
 
 
 def test_what_broke_is_said():
@@ -123,6 +138,18 @@ def test_what_broke_is_said():
     assert sentence(beyond, "confined").startswith("Background and style differ from the base model’s by more")
     assert words(evaluated(copied=Figure(0.3, 0.1, 0.5, 2)))["copied"] == "Yes"
     assert words(evaluated(copied=Figure(0.1, 0.0, 0.3, 2)))["copied"] == "A few may be"
+
+
+def test_pictures_that_make_no_scale_are_told_from_none():
+    alike = evaluated(identity=None, class_leak=None)
+    assert words(alike)["learnt"] == "Not measured" and "too alike to make a scale" in sentence(alike, "learnt")
+    html = render_evaluation(alike)
+    assert "too alike to make a scale" in html and "None were given" not in html and "mean of identity" not in html
+    parts = {f"w2_{part}": None for part in ("background", "layout", "style")}
+    assert words(evaluated(**parts))["confined"] == "Not measured"
+    assert "background differs no more" in sentence(
+        evaluated(**parts | {"w2_background": MEASURED["w2_background"]}), "confined"
+    )
 
 
 def test_without_pictures_the_page_says_what_they_would_add():
@@ -145,7 +172,11 @@ def test_the_page_is_one_file_and_escapes_what_is_typed():
 def test_every_figure_is_on_the_page_with_what_it_is_held_against():
     html = render_evaluation(evaluated())
     assert "base model 0, real pictures 1" in html and "other seeds 0.250" in html and "0.100 to 0.300" in html
-    assert html.count('<dl class="measured">') == 7 and NOTES[0] in html and "our definition of" in html
+    assert (
+        html.count('<dl class="measured">') == 7
+        and all(note in html for note in NOTES.values())
+        and "our definition of" in html
+    )
     assert re.search(r"<dt>color ↑<small>Share of prompts whose color judges see", html)
     for told in ("5,384 bytes", "768", "arXiv 2404.14007", "max_train_steps", "1 min 1 s", "a te", "a dog"):
         assert told in html

@@ -85,6 +85,20 @@ def test_no_trace_is_left(base, base_dir, concept, method):
             assert torch.equal(weight, expected[name]), name
 
 
+@every_method
+def test_what_trains_elsewhere_still_trains(base, concept, method):
+    base.unet.requires_grad_(True)
+    predict(base, method().adapter(base, concept))
+    assert all(p.requires_grad for p in base.unet.parameters())
+
+
+@every_method
+def test_between_steps_it_draws_as_it_will_in_the_end(base, concept, method):
+    adapter = method(max_train_steps=2, learning_rate=1e-3).adapter(base, concept)
+    latents = torch.zeros(1, 4, 8, 8)
+    assert [adapter.training for _ in train(base, adapter, concept, class_latents=latents)] == [False, False]
+
+
 ANOTHER_PROCESS = """
 import sys, torch
 torch.set_num_threads(1)
@@ -139,6 +153,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(base, concept, met
     resumed = trained(base, concept, method, steps=3, checkpoint_path=checkpoint)
     for name, tensor in expected.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
+    assert not trained(base, concept, method, steps=3, checkpoint_path=checkpoint).training, "nothing is left to train"
 
 
 @every_method

@@ -115,6 +115,12 @@ def test_fused_projections_are_refused(base, concept):
         pass
 
 
+def test_notes_are_true_of_the_settings():
+    assert all("maps stay the base model's" in Infusion(streams=streams).notes[0] for streams in ("dual", "mixed"))
+    assert all("may leave" in method.notes[0] for method in (Infusion(streams="single"), Infusion(keys=True)))
+    assert "one for the keys" in Infusion(keys=True).notes[0]
+
+
 def test_layers_that_do_not_exist_are_refused(base, concept):
     with pytest.raises(UserError, match="matches none"):
         Infusion(layers="decoder.*").adapter(base, concept)

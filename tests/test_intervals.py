@@ -1,9 +1,11 @@
 """Figures with their intervals."""
 
+import math
+
 import numpy as np
 import pytest
 
-from infusion.intervals import bootstrap, mean, share
+from infusion.intervals import Figure, as_share, bootstrap, jackknife, mean, share
 
 
 def test_share_is_wilsons():
@@ -37,7 +39,24 @@ def test_rows_are_drawn_whole():
     assert found.low == found.high == found.value == -1
 
 
-def test_a_mean_is_bootstrapped_as_any_statistic():
-    for num in (1, 2, 7, 100):
+def test_the_interval_of_a_mean_is_students():
+    for num in (2, 7, 100):
         values = np.random.default_rng(num).normal(size=num)
-        assert mean(values) == bootstrap(lambda some: float(some.mean()), values)
+        assert mean(values) == pytest.approx(jackknife(lambda kept: float(values[kept].mean()), num))  # noqa: B023
+
+
+@pytest.mark.parametrize("num", [3, 10])
+def test_the_interval_of_a_few_values_holds_their_mean_as_often_as_it_says(num):
+    drawn = np.random.default_rng(0).normal(3, 2, size=(2000, num))
+    assert np.mean([found.low <= 3 <= found.high for found in map(mean, drawn)]) == pytest.approx(0.95, abs=0.015)
+
+
+def test_what_does_not_scatter_has_no_spread():
+    assert mean([0.1] * 3) == Figure(0.1, 0.1, 0.1, 3)
+    alone = mean([0.1])
+    assert alone.value == 0.1 and alone.num == 1 and math.isnan(alone.low) and math.isnan(alone.high)
+
+
+def test_the_interval_of_shares_lies_within_them():
+    assert as_share(mean([0.0, 1.0])) == Figure(0.5, 0.0, 1.0, 2)
+    assert math.isnan(as_share(mean([1.0])).high)

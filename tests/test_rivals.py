@@ -8,6 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import _collate_lora_metadata
 from peft import LoraConfig, get_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import save_file
 from test_infusion import SD15
 
@@ -262,6 +263,40 @@ def test_what_is_no_lora_of_ours(base, pipe, tmp_path):
             read_lora(tmp_path / "x.safetensors", base, "my-cat", "cat")
 
 
+def test_a_pickle_is_never_opened(base, tmp_path, monkeypatch):
+    torch.save({"x": torch.zeros(1)}, tmp_path / "x.bin")
+    monkeypatch.setattr(torch, "load", lambda *given, **options: pytest.fail("a pickle was opened"))
+    with pytest.raises(UserError, match="cannot be read as a LoRA"):
+        read_lora(tmp_path / "x.bin", base, "my-cat", "cat")
+
+
+@pytest.mark.parametrize("method", ["perfusion", "custom-diffusion", "lora", "dreambooth"])
+def test_loras_of_other_tools_in_the_base_are_named(base, pipe, concept, tmp_path, method):
+    adapter = changed(base, concept, method)
+    save_adapter(adapter, tmp_path / "my-cat.safetensors", base)
+    foreign_lora(pipe)
+    loaded = Base.from_pipeline(pipe)
+    for reach in (
+        lambda: METHODS[method]().adapter(loaded, concept),
+        lambda: load_adapter(tmp_path / "my-cat.safetensors", loaded),
+        lambda: predict(loaded, ["a <my-cat>"], adapter),
+    ):
+        with pytest.raises(UserError, match="unload or fuse other LoRAs first"):
+            reach()
+    pipe.unload_lora_weights()
+    assert predict(loaded, ["a <my-cat>"], adapter).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("method", "phrase"),
+    [("lora", "sks cat"), ("textual-inversion", "<my-cat>"), ("xti", "<my-cat>"), ("dreambooth", "<my-cat>")],
+)
+def test_other_tools_are_told_what_a_prompt_says(base, concept, tmp_path, method, phrase):
+    save_adapter(changed(base, concept, method), tmp_path / "x.safetensors", base)
+    with safe_open(tmp_path / "x.safetensors", framework="pt") as file:
+        assert file.metadata()["modelspec.trigger_phrase"] == phrase
+
+
 def test_loras_of_the_same_words_are_refused(base, concept):
     pair = [changed(base, named(concept, name), "lora") for name in ("a-cat", "b-cat")]
     with pytest.raises(UserError, match='Several concepts are read as "sks cat"'):
@@ -321,6 +356,14 @@ def gate(adapter, states):
     return torch.sigmoid((states @ direction / (i @ direction) - adapter.method.bias) / adapter.method.temperature)
 
 
+def test_a_file_is_read_without_measuring_the_vocabulary_again(base, base_dir, concept, tmp_path, monkeypatch):
+    adapter = changed(base, concept, "perfusion")
+    save_adapter(adapter, tmp_path / "x.safetensors", base)
+    monkeypatch.setattr("infusion.base.model.typical_states", lambda base: pytest.fail("measured"))
+    restored = load_adapter(tmp_path / "x.safetensors", load_base(base_dir, device="cpu"))
+    assert torch.equal(predict(base, ["a <my-cat>"], restored), predict(base, ["a <my-cat>"], adapter))
+
+
 def test_the_gate_is_shut_far_from_the_concept(concept):
     base = load_base(device="cpu")
     adapter = METHODS["perfusion"]().adapter(base, named(concept, "my-car", "car"))
@@ -368,8 +411,23 @@ def test_perfusions_edit_is_the_formula(base, concept):
 
 def test_dreambooths_are_drawn_one_by_one(base, concept):
     pair = [changed(base, named(concept, name), "dreambooth") for name in ("a-cat", "b-cat")]
-    with pytest.raises(UserError, match=r"<a-cat>, <b-cat> are whole networks of DreamBooth.*draw them one by one"):
+    with pytest.raises(UserError, match=r"<a-cat>, <b-cat> are of dreambooth.*draw them one by one"):
         generate(base, "a <a-cat> and a <b-cat>", pair)
+
+
+def test_residuals_and_words_stand_beside_each_other(base, concept):
+    words = changed(base, named(concept, "a-cat"), "textual-inversion")
+    residuals = changed(base, named(concept, "b-cat"), "infusion")
+    both = predict(base, ["a <a-cat>", "a <b-cat>", "a <a-cat> and a <b-cat>", "a dog"], words, residuals)
+    for row, prompt, alone in ((0, "a <a-cat>", words), (1, "a <b-cat>", residuals)):
+        torch.testing.assert_close(both[[row]], predict(base, [prompt], alone), rtol=0, atol=1e-5)
+    torch.testing.assert_close(both[[3]], predict(base, ["a dog"]), rtol=0, atol=1e-5)
+
+
+def test_residuals_and_words_by_layer_are_refused(base, concept):
+    words, residuals = changed(base, named(concept, "a-cat"), "xti"), changed(base, named(concept, "b"), "infusion")
+    with pytest.raises(UserError, match=r"<b> adds to values .* <a-cat> has words of its own for every layer"):
+        predict(base, ["a <a-cat>"], words, residuals)
 
 
 def test_methods_do_not_mix(base, concept):

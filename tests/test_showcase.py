@@ -22,6 +22,13 @@ def test_a_difference_is_told_as_it_is(base, concept, adapter, monkeypatch):
     assert [row.largest_difference for row in untouched] == [0.25] * len(UNTOUCHED)
 
 
+def test_what_is_learnt_whole_is_shown_whole(base, concept, adapter, monkeypatch):
+    monkeypatch.setattr("infusion.showcase.COMPARED", ("a {}",))
+    page = training_page(base, adapter, concept, None, TrainingRecord(kept_step=75), {})
+    assert [(shown.mask, shown.coverage) for shown in page.training_pictures] == [(None, 1.0)] * 3
+    assert "no mask: all of it is learnt" in render_page(page) and "in 75 training steps" in page.statement
+
+
 def test_the_page_tells_what_was_measured(base, concept, adapter, monkeypatch):
     monkeypatch.setattr("infusion.showcase.COMPARED", ("a {} on the beach",))
     record = TrainingRecord(losses=[(1, 0.5), (2, 0.4)], seconds=3.0, images_per_second=2.0, file_bytes=1234)

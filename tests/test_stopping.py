@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from infusion.concept import Concept
 from infusion.encoders import load_clip, load_image_encoder
+from infusion.errors import UserError
 from infusion.methods import Infusion
 from infusion.stopping import Check, Kept, SelfCheck, choose, train_until_best
 from infusion.toybox.concepts import concept_pictures
@@ -12,7 +14,7 @@ from infusion.training import Progress
 
 
 def check(step, score):
-    return Check(step, learnt=score, kept=score, loss=0.1)
+    return Check(step, learnt=score, followed=score, loss=0.1)
 
 
 def test_the_score_is_the_harmonic_mean_of_shares():
@@ -24,7 +26,10 @@ def test_the_score_is_the_harmonic_mean_of_shares():
 
 def test_one_lucky_check_is_not_chosen():
     scores = [0.1, 0.5, 0.55, 0.5, 0.2, 0.7, 0.1]
-    assert choose([check(step, score) for step, score in enumerate(scores)]).step == 2
+    checks = [check(step, score) for step, score in enumerate(scores)]
+    assert choose(checks, range(7)).step == 2
+    assert choose(checks[:2], range(2)).step == 1
+    assert choose(checks, {0, 1, 6}).step == 6, "those without a state only count as neighbours"
 
 
 class Training:
@@ -78,9 +83,47 @@ def test_a_rising_score_is_followed_to_the_last_step(fresh):
 def test_a_resumed_training_remembers_what_was_best(fresh, tmp_path):
     scores, kept = {10: 0.9, 20: 0.8, 30: 0.1, 40: 0.0}, tmp_path / "kept.safetensors"
     followed(fresh, scores, steps=40, stop_at=25, kept_path=kept)
-    assert kept.exists()
     assert followed(fresh, scores, steps=40, first=24, kept_path=kept) == (40, 10.0)
-    assert not kept.exists()
+    assert kept.exists(), "it is of use until the adapter is saved"
+    assert followed(fresh, {}, steps=40, first=40, kept_path=kept) == (40, 10.0)
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        [0.6, 0.6, 0.6, 0.3, 0.3, 1.0, 0.0],  # the last but one leads until the last is known
+        [0.1, 0.2, 0.9, 0.1, 0.9, 0.0, 0.8],
+        [0.5] * 7,
+    ],
+)
+def test_the_best_state_is_there_whatever_comes_next(fresh, scores):
+    for number in range(1, len(scores) + 1):
+        at = {10 * (n + 1): score for n, score in enumerate(scores[:number])}
+        best = choose([check(step, score) for step, score in at.items()], at.keys()).step
+        assert followed(fresh, at, steps=10 * number, patience=10) == (10 * number, best)
+
+
+def test_only_what_may_be_best_is_held():
+    kept = Kept()
+    for step, score in ((1, 0.9), (2, 0.8), (3, 0.1), (4, 0.0)):
+        kept.add(check(step, score), {})
+    assert kept.states.keys() == {1, 4} and kept.best.step == 1 and kept.checks_since_best == 3
+    kept.forget_from(4)
+    assert [one.step for one in kept.checks] == [1, 2, 3] and kept.states.keys() == {1}
+
+
+def test_what_others_found_or_damaged_is_refused(tmp_path):
+    path = tmp_path / "kept.safetensors"
+    Kept(path, "a clip").add(check(1, 0.5), {"x": torch.zeros(1)})
+    assert Kept(path, "a clip").best.step == 1
+    with pytest.raises(UserError, match="by other encoders"):
+        Kept(path, "another clip")
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "odd.safetensors", {"checks": "[1]"})
+    (tmp_path / "torn.safetensors").write_bytes(path.read_bytes()[:-2])
+    for name in ("foreign", "odd", "torn"):
+        with pytest.raises(UserError, match=r"cannot be read .* delete it"):
+            Kept(tmp_path / f"{name}.safetensors", "a clip")
 
 
 def test_steps_trained_again_are_checked_again(fresh, tmp_path):
@@ -99,9 +142,8 @@ def test_a_fresh_adapter_has_learnt_nothing_and_kept_all():
     rule = SelfCheck(base, toy, load_clip("toybox-a"), load_image_encoder("toybox-a"))
     adapter = Infusion().adapter(base, toy)
     made = rule(adapter, step=5, loss=0.2)
-    assert made.learnt == pytest.approx(0, abs=1e-4) and made.kept == pytest.approx(1, abs=1e-4)
+    assert made.learnt == pytest.approx(0, abs=1e-4) and made.followed == pytest.approx(1, abs=1e-4)
     assert (made.step, made.loss) == (5, 0.2)
-    for parameter in adapter.parameters():
-        torch.nn.init.normal_(parameter, std=30.0)
-    broken = rule(adapter, 10, 0.2)
-    assert broken.kept < 0.9, "the pictures no longer show what the prompts say"
+    images = rule._drawn("cat")
+    assert rule._told(images.flip(0)) < 0.5 * rule._told(images), "pictures of other prompts"
+    assert rule._told(rule._drawn("car")) < 0.8 * rule._told(images), "pictures of another class"

@@ -246,8 +246,9 @@ def test_a_concept_is_one_individual_in_one_place(tmp_path):
 
 def test_reserved_concepts_are_used_nowhere_in_the_repository():
     root = Path(__file__).parents[1]
-    pixels = 10_000_000
+    pixels, weights = 10_000_000, (19_169_280, 859_520_964)
     no_seeds = {("scene.py", FIRST_RESERVED_CONCEPT), ("test_concept.py", pixels), ("test_toybox.py", pixels)}
+    no_seeds |= {(file, number) for file in ("test_rivals.py", "test_toybox.py") for number in weights}
     for file in (file for folder in ("src", "tests", "tools", "benchmarks") for file in (root / folder).rglob("*.py")):
         numbers = {node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)}
         large = {n for n in numbers if type(n) is int and n >= FIRST_RESERVED_CONCEPT}

@@ -9,7 +9,7 @@ from infusion.base import load_base
 from infusion.dataset import step_generator, training_set
 from infusion.errors import UserError
 from infusion.masks import subject_masks
-from infusion.methods import Infusion
+from infusion.methods import DreamBooth, Infusion, TextualInversion
 from infusion.training import TrainingSettings, denoising_loss, train
 
 
@@ -67,6 +67,30 @@ def test_a_checkpoint_of_another_training_is_refused(base, concept, tmp_path):
             run(base, concept, method, settings, checkpoint)
     with pytest.raises(UserError, match="another base, pictures or settings"):
         run(base, replace(concept, images=concept.images[::-1]), Infusion(max_train_steps=2), None, checkpoint)
+
+
+def test_class_pictures_drawn_anew_may_differ_in_the_last_bit(base, concept, tmp_path):
+    method, checkpoint = DreamBooth(max_train_steps=2, learning_rate=1e-5), tmp_path / "run.checkpoint.safetensors"
+    latents = torch.ones(2, 4, 8, 8)
+
+    def steps(latents, stop_after):
+        training = train(base, method.adapter(base, concept), concept, None, checkpoint, class_latents=latents)
+        return [now.step for now in training if now.step != stop_after or training.close()]
+
+    steps(latents, stop_after=1)
+    assert steps(latents.nextafter(2 * latents), stop_after=None) == [2]
+    with pytest.raises(UserError, match="another base, pictures or settings"):
+        steps(latents[:1], stop_after=None)
+
+
+def test_who_learns_pictures_whole_needs_no_masks(base, concept, monkeypatch):
+    monkeypatch.setattr("infusion.training.subject_masks", lambda *given: pytest.fail("masks were made"))
+    adapter, losses = run(base, concept, TextualInversion(max_train_steps=2))
+    assert len(losses) == 2
+    again = TextualInversion(max_train_steps=2).adapter(base, concept)
+    masks = subject_masks(base, concept)
+    assert [now.loss for now in train(base, again, concept, masks=masks)] == losses
+    assert torch.equal(tensors(again), tensors(adapter))
 
 
 def test_a_damaged_checkpoint_is_refused(base, concept, tmp_path):

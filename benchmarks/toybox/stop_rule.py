@@ -35,7 +35,7 @@ from infusion.evaluation import drawn_with, learnt, prompts_kept
 from infusion.files import whole_file
 from infusion.intervals import mean
 from infusion.methods import Adapter
-from infusion.stopping import EVERY, PATIENCE, PROMPTS, Check, SelfCheck, choose
+from infusion.stopping import EVERY, PATIENCE, PROMPTS, Check, Kept, SelfCheck
 from infusion.terminal import no_loading_bars
 from infusion.training import train
 
@@ -63,11 +63,12 @@ def judged(shop: Workshop, adapter: Adapter, individual: Individual) -> dict[str
 
 def kept_by_the_rule(checks: Sequence[Check]) -> Check:
     """What `--stop auto` keeps: it ends when the checks after the best have brought nothing better."""
-    for number in range(1, len(checks) + 1):
-        best = choose(checks[:number])
-        if number - 1 - checks.index(best) >= PATIENCE:
-            return best
-    return choose(checks)
+    kept = Kept()
+    for check in checks:
+        kept.add(check, {})
+        if kept.checks_since_best >= PATIENCE:
+            break
+    return kept.best
 
 
 def followed(shop: Workshop, row: Row, individual: Individual) -> dict[str, Any]:

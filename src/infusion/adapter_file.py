@@ -46,6 +46,7 @@ def save_adapter(adapter: Adapter, path: str | Path, base: Base, training: Mappi
         UserError: the file cannot be written. Nothing is left half-written.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state_dict().items()}
+    trigger_phrase = adapter.diffusers_words if adapter.diffusers_loader else f"<{adapter.concept_name}>"
     created = datetime.now(UTC).isoformat(timespec="seconds")
     about = {
         "schema": _SCHEMA,
@@ -66,7 +67,7 @@ def save_adapter(adapter: Adapter, path: str | Path, base: Base, training: Mappi
         "modelspec.implementation": "diffusers",
         "modelspec.title": adapter.concept_name,
         "modelspec.date": created,
-        "modelspec.trigger_phrase": f"<{adapter.concept_name}>",
+        "modelspec.trigger_phrase": trigger_phrase,
         "modelspec.prediction_type": "v" if base.scheduler.config.prediction_type == "v_prediction" else "epsilon",
         "infusion": json.dumps(about, sort_keys=True),
     }

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from infusion.masks import SubjectMask
     from infusion.methods import Adapter
     from infusion.showcase import TrainingRecord
-    from infusion.stopping import SelfCheck
+    from infusion.stopping import Kept, SelfCheck
     from infusion.training import TrainingSettings
 
 MAX_SEEDS = 10_000
@@ -45,7 +45,7 @@ _INTERRUPTED = 130
 _DEFAULT_METHOD = "infusion"
 
 app = typer.Typer(
-    help="Teach a diffusion model one thing from a few pictures; everything else it knows stays untouched.",
+    help="Teach a diffusion model one thing from a few pictures, and see what that did to everything else it knows.",
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -194,17 +194,19 @@ def train(
 
     for warning in concept.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    if masks is not None and not recipe.masked_loss:
+        print(f"warning: --masks is not used: {recipe.name} needs --masked-loss to learn by masks.", file=sys.stderr)
     console.print(_described(concept))
     if dry_run:
         console.print(_resolved(recipe, settings, base=base, output=str(output), mixed_precision=mixed_precision))
         return
 
     checkpoint = output.with_suffix(".checkpoint.safetensors")
-    if checkpoint.exists():
-        if resume:
-            console.print(f"Going on from {checkpoint}; --no-resume starts anew.")
-        else:
-            checkpoint.unlink()
+    kept_path = checkpoint.with_suffix(".kept.safetensors")
+    if checkpoint.exists() and resume:
+        console.print(f"Going on from {checkpoint}; --no-resume starts anew.")
+    else:
+        _remove(checkpoint, kept_path)
     model = _load_base(console, base, device, PRECISIONS[mixed_precision])
 
     from infusion.adapter_file import save_adapter
@@ -212,22 +214,22 @@ def train(
     from infusion.report import write_page
     from infusion.showcase import training_page
 
-    found = subject_masks(model, concept)
-    console.print(_described_masks(found))
+    found = subject_masks(model, concept) if recipe.masked_loss else None
+    console.print(_described_masks(found) if found else "The pictures are learnt whole, without masks.")
     adapter = recipe.adapter(model, concept)
     try:
-        rule = _self_check(console, model, concept, clip, encoder) if stop == "auto" else None
+        rule = _stop_rule(console, model, concept, clip, encoder, kept_path) if stop == "auto" else None
         record = _learn(console, model, adapter, concept, settings, checkpoint, found, output, preview_steps, rule)
     except KeyboardInterrupt:
-        kept = f"What was learnt is kept in {checkpoint}; the same command goes on from there."
-        console.print(f"Interrupted. {kept if checkpoint.exists() else 'Nothing was learnt yet.'}")
+        resumable = f"What was learnt is kept in {checkpoint}; the same command goes on from there."
+        console.print(f"Interrupted. {resumable if checkpoint.exists() else 'Nothing was learnt yet.'}")
         raise typer.Exit(_INTERRUPTED) from None
     used = dataclasses.asdict(settings) | {"mixed_precision": mixed_precision}
     about = used | {"num_images": len(concept.images), "seconds": round(record.seconds, 1)}
     if record.kept_step is not None:
         about |= {"stop": stop, "kept_step": record.kept_step}
     record.file_bytes = save_adapter(adapter, output, model, training=about)
-    checkpoint.unlink(missing_ok=True)
+    _remove(checkpoint, kept_path)
     console.print(f"{output}: {record.file_bytes:,} bytes, {adapter.num_parameters:,} parameters.")
     if page is not None:
         console.print("Drawing the page ...")
@@ -549,15 +551,15 @@ def _learn(
     concept: "Concept",
     settings: "TrainingSettings",
     checkpoint: Path,
-    masks: "Sequence[SubjectMask]",
+    masks: "Sequence[SubjectMask] | None",
     output: Path,
     preview_steps: int | None,
-    rule: "SelfCheck | None",
+    rule: "tuple[SelfCheck, Kept] | None",
 ) -> "TrainingRecord":
     """Train with a progress bar. KeyboardInterrupt, with a checkpoint written, when it was asked to stop."""
     from infusion.report import Preview, format_seconds
     from infusion.showcase import TrainingRecord
-    from infusion.stopping import Kept, train_until_best
+    from infusion.stopping import train_until_best
     from infusion.terminal import progress_bar
     from infusion.training import train as train_steps
 
@@ -566,8 +568,8 @@ def _learn(
     recent: deque[float] = deque(maxlen=50)
     started = time.monotonic()
     training = train_steps(base, adapter, concept, settings, checkpoint, masks, _class_latents(console, base, adapter))
-    kept = Kept(checkpoint.with_suffix(".kept.safetensors"))
-    steps = train_until_best(training, adapter, rule, kept) if rule else ((now, None) for now in training)
+    steps = train_until_best(training, adapter, *rule) if rule else ((now, None) for now in training)
+    kept = rule[1] if rule else None
     # Closing it writes the checkpoint.
     with _interruptible() as asked_to_stop, progress_bar(console, "Learning") as advance, closing(training):
         for now, check in steps:
@@ -579,29 +581,37 @@ def _learn(
             if preview_steps and now.step % preview_steps == 0:
                 images = _preview(base, adapter, previews_dir / f"step-{now.step:06}.png")
                 record.previews.append(Preview(now.step, images))
-            if check:
-                found = f"learnt {check.learnt:.0%}, kept {check.kept:.0%}"
+            if check and kept:
+                found = f"learnt {check.learnt:.0%}, prompt followed {check.followed:.0%}"
                 console.print(f"Step {check.step}: {found}; best so far: step {kept.best.step}.")
             if asked_to_stop() and now.step < now.max_train_steps:
                 raise KeyboardInterrupt
-    if kept.checks:
+    if kept and kept.states:
         record.kept_step = kept.best.step
         console.print(f"Kept: step {kept.best.step} of {kept.checks[-1].step}, the best by its own pictures.")
     record.seconds = time.monotonic() - started
     return record
 
 
-def _self_check(
-    console: "Console", base: "Base", concept: "Concept", clip: str | None, encoder: str | None
-) -> "SelfCheck":
-    """Who looks at the pictures of a training that stops by itself; set b of the toybox is left to judge the result."""
+def _stop_rule(
+    console: "Console", base: "Base", concept: "Concept", clip: str | None, encoder: str | None, kept_path: Path
+) -> "tuple[SelfCheck, Kept]":
+    """Who looks at the pictures of a training that stops by itself, and what it found before; set b of the toybox is
+    left to judge the result."""
     from infusion.encoders import load_clip, load_image_encoder
-    from infusion.stopping import SelfCheck
+    from infusion.stopping import Kept, SelfCheck, looked_with
 
     defaults = ("toybox-a", "toybox-a") if base.id == "toybox" else (DEFAULT_CLIP, DEFAULT_ENCODER)
     names = clip or defaults[0], encoder or defaults[1]
+    kept = Kept(kept_path, looked_with(*names))
     console.print(f"Pictures are looked at by {' and '.join(dict.fromkeys(names))}.")
-    return SelfCheck(base, concept, load_clip(names[0], base.device), load_image_encoder(names[1], base.device))
+    rule = SelfCheck(base, concept, load_clip(names[0], base.device), load_image_encoder(names[1], base.device))
+    return rule, kept
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _class_latents(console: "Console", base: "Base", adapter: "Adapter") -> "Tensor | None":

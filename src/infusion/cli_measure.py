@@ -71,6 +71,7 @@ def evaluate(
     from infusion.adapter_file import load_adapter, read_adapter_file
     from infusion.evaluation_defaults import num_pictures, plan_for, read_prompts
     from infusion.files import check_writable
+    from infusion.report import format_count
     from infusion.terminal import plain_console
 
     output = output or adapter.with_name(f"{adapter.stem}-evaluation.html")
@@ -105,7 +106,7 @@ def evaluate(
     witnesses, names = _witnesses(console, name, clip, encoder)
     num = num_pictures(plan)
     num_seeds = plan.drawing.num_seeds
-    told = f"{len(plan.prompts)} prompts × {_many(num_seeds, 'seed')}; {num} pictures are drawn in all"
+    told = f"{len(plan.prompts)} prompts × {format_count(num_seeds, 'seed')}; {num} pictures are drawn in all"
     console.print(f"<{about['concept_name']}>, a {noun} by {about['method']}: {told}.")
 
     from infusion.evaluation_page import Evaluated, to_json, write_evaluation
@@ -149,7 +150,7 @@ def benchmark(
     """Compare methods on individuals of the embedded world; what was made before is kept."""
     from infusion import benchmark as benchmarks
     from infusion.files import check_writable
-    from infusion.report import format_seconds
+    from infusion.report import format_count, format_seconds
     from infusion.terminal import no_loading_bars, plain_console, progress_bar
 
     path, folder = _specification(spec)
@@ -178,7 +179,7 @@ def benchmark(
         console.print(f"A page of what is there: {shlex.join(['infusion', 'report', str(folder)])}")
         raise typer.Exit(_INTERRUPTED) from None
     if failed:
-        console.print(f"{_many(len(failed), 'result')} could not be measured; their cells say so:")
+        console.print(f"{format_count(len(failed), 'result')} could not be measured; their cells say so:")
         console.print("\n".join(f"  - {line}" for line in failed[:_TOLD_FAILURES]))
         if len(failed) > _TOLD_FAILURES:
             console.print(f"  and {len(failed) - _TOLD_FAILURES} more.")
@@ -315,7 +316,7 @@ def _measure(
 
         reference = Reference(base, adapter.class_noun, plan, witnesses, count)
         own = measure(reference, adapter, real)
-        untouched = measure(reference, None, real, reference.images)
+        untouched = measure(reference, None, real)
         return own, untouched, reference.nulls
 
 
@@ -342,17 +343,18 @@ def _named(unit: Any) -> str:
 def _dry(benchmarks: Any, spec: Any, folder: Path) -> str:
     """How much a benchmark is, and how much of it is there."""
     from infusion.base import load_base
+    from infusion.report import format_count
 
-    fingerprint = load_base(spec.base).fingerprint()
+    ground = benchmarks.Ground.of(spec, load_base(spec.base))
     everything = benchmarks.units(spec)
-    there = sum(benchmarks.is_done(folder, unit, benchmarks.digest(spec, unit, fingerprint)) for unit in everything)
+    there = sum(benchmarks.is_done(folder, unit, benchmarks.digest(spec, unit, ground)) for unit in everything)
     num_rows = len({unit.row for unit in everything})
     pairs = sum(len(unit.individuals) > 1 for unit in everything)
     return (
-        f"{spec.title}: {num_rows} rows × {_many(len(spec.individuals), 'individual')} × "
-        f"{_many(len(spec.plan.prompts), 'prompt')} × "
-        f"{_many(spec.plan.drawing.num_seeds, 'seed')}; {pairs} of the results are of two concepts.\n"
-        f"{_many(len(everything), 'result')}: {there} are in {folder}, {len(everything) - there} are to be made."
+        f"{spec.title}: {num_rows} rows × {format_count(len(spec.individuals), 'individual')} × "
+        f"{format_count(len(spec.plan.prompts), 'prompt')} × "
+        f"{format_count(spec.plan.drawing.num_seeds, 'seed')}; {pairs} of the results are of two concepts.\n"
+        f"{format_count(len(everything), 'result')}: {there} are in {folder}, {len(everything) - there} are to be made."
     )
 
 
@@ -371,10 +373,6 @@ def _write_report(console: "Console", folder: Path, page: Path) -> None:
 
 
 # --- what is said ---
-
-
-def _many(num: int, noun: str) -> str:
-    return f"{num:,} {noun}{'s' if num != 1 else ''}"
 
 
 def _tell(console: "Console", found: Any) -> None:

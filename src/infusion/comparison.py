@@ -7,202 +7,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from infusion import intervals
 from infusion.errors import UserError, nearest
 from infusion.intervals import Figure
+from infusion.measures import BY_NAME, MEASURES, PAIR_MEASURES, ROUNDING, UNCHANGED, Measure, arrow
 
 BASE = "base"
 NULL = "null"
 REFERENCE = "infusion"
 NOT_METHODS = (BASE, NULL)
-_ROUNDING = 1e-9  # a float32 prediction computed in another batch differs by some 1e-6, its square by 1e-12
+FEWEST = 5  # individuals: an interval over fewer rests on assumptions that they cannot show, so no verdict does
+_SHARES = {measure.name for measure in (*MEASURES, *PAIR_MEASURES) if measure.is_share}
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Measure:
-    """What one number is. better: which way is good; None where neither is."""
-
-    name: str
-    label: str
-    sentence: str
-    better: Literal["higher", "lower"] | None
-    group: str
-
-
-FIDELITY, FACTS = "fidelity", "facts"
-SPECIFIC, AGNOSTIC, RELATIVE, KL = "concept-specific", "concept-agnostic", "relative divergence", "KL divergence"
-_PROBES = {
-    "s1": ("S1 unrelated", "prompts without the concept and without its class"),
-    "s2": ("S2 siblings", "prompts with sibling classes"),
-    "s3": ("S3 class noun", "prompts with the class noun, the concept off"),
-    "s4": ("S4 other content", "prompts with the concept in other content, measured outside the subject"),
-}
-
-MEASURES = (
-    Measure(
-        "identity",
-        "identity",
-        "Where the pictures stand between 0, the base model's pictures of the class noun, and 1, other real pictures "
-        "of the individual; above 1 is copying, not quality.",
-        "higher",
-        FIDELITY,
-    ),
-    Measure(
-        "text_alignment",
-        "text alignment",
-        "Cosine between a picture and its prompt, by CLIP.",
-        "higher",
-        FIDELITY,
-    ),
-    Measure(
-        "image_alignment",
-        "image alignment",
-        "Cosine between a picture and the training pictures, raw: a copy scores highest, so neither way is called "
-        "better.",
-        None,
-        FIDELITY,
-    ),
-    Measure(
-        "facts",
-        "facts",
-        "Share of what the prompt asks for that judges see in the picture.",
-        "higher",
-        FIDELITY,
-    ),
-    *(
-        Measure(f"facts_{kind}", words, f"Share of prompts whose {words} judges see in the picture.", "higher", FACTS)
-        for kind, words in (
-            ("class", "class"),
-            ("background", "background"),
-            ("style", "style"),
-            ("time", "time of day"),
-        )
-    ),
-    Measure(
-        "w2_gaussian",
-        "W2 Gaussian",
-        "Wasserstein distance, both sides taken as Gaussian, of the pictures' features to those of the base model's "
-        "pictures of the class noun, same prompts and seeds.",
-        "lower",
-        SPECIFIC,
-    ),
-    Measure(
-        "w2_exact",
-        "W2 exact",
-        "Wasserstein distance of the same features by exact assignment of picture to picture.",
-        "lower",
-        SPECIFIC,
-    ),
-    Measure(
-        "w2_sliced",
-        "W2 sliced",
-        "Wasserstein distance of the same features, averaged over one-dimensional views.",
-        "lower",
-        SPECIFIC,
-    ),
-    Measure(
-        "w2_background",
-        "W2 background",
-        "Wasserstein distance of what is around the subject to the base model's: the background that the concept "
-        "brings along.",
-        "lower",
-        SPECIFIC,
-    ),
-    Measure(
-        "w2_layout",
-        "W2 layout",
-        "Wasserstein distance of where the subject stands and how large it is to the base model's layouts.",
-        "lower",
-        SPECIFIC,
-    ),
-    Measure(
-        "w2_style", "W2 style", "Wasserstein distance of the pictures' style to the base model's.", "lower", SPECIFIC
-    ),
-    Measure(
-        "collapse",
-        "collapse",
-        "Distance to the training pictures over the base model's distance to them: small means copying, and some "
-        "approach is what learning is, so neither way is called better.",
-        None,
-        SPECIFIC,
-    ),
-    Measure(
-        "copied",
-        "copied",
-        "Share of pictures nearer to a training picture than other real pictures ever are.",
-        "lower",
-        SPECIFIC,
-    ),
-    *(
-        Measure(
-            f"lfd_{probe}",
-            label,
-            f"Latent Fisher divergence on {where}: how far the predicted noise moved from the base model's, mean of "
-            "squares per element.",
-            "lower",
-            AGNOSTIC,
-        )
-        for probe, (label, where) in _PROBES.items()
-    ),
-    Measure(
-        "class_diversity",
-        "class diversity",
-        "Mean distance among pictures of the plain class noun, over the base model's: below 1 the class has collapsed.",
-        "higher",
-        AGNOSTIC,
-    ),
-    Measure(
-        "class_leak",
-        "class leak",
-        "Identity of pictures of the plain class noun: above 0 the concept has hijacked its class.",
-        "lower",
-        AGNOSTIC,
-    ),
-    *(
-        Measure(
-            f"lfd_{probe}_relative",
-            f"{label}, relative",
-            f"The divergence on {where}, over how far the base model's prediction moves when the prompt is left out.",
-            "lower",
-            RELATIVE,
-        )
-        for probe, (label, where) in _PROBES.items()
-    ),
-    *(
-        Measure(
-            f"lfd_{probe}_kl",
-            f"{label}, KL weight",
-            f"The divergence on {where}, weighted to bound the Kullback-Leibler divergence, up to the terminal term.",
-            "lower",
-            KL,
-        )
-        for probe, (label, where) in _PROBES.items()
-    ),
-)
-PAIR_MEASURES = (
-    Measure("both_present", "both present", "Share of pictures that show both concepts.", "higher", "pairs"),
-    Measure(
-        "identity_own",
-        "own identity",
-        "Likeness of each subject to its own concept, where both are there.",
-        "higher",
-        "pairs",
-    ),
-    Measure(
-        "identity_other",
-        "other's identity",
-        "Likeness of each subject to the other concept, where both are there.",
-        "lower",
-        "pairs",
-    ),
-    Measure("leak", "leak", "Likeness to the other concept, less what real pictures have of it.", "lower", "pairs"),
-)
-_BY_NAME = {measure.name: measure for measure in MEASURES}
-# What a model that was not changed has, whatever the individual.
-_UNCHANGED = {name: 0.0 for name in _BY_NAME if name.startswith("lfd_")} | {"class_diversity": 1.0, "class_leak": 0.0}
 
 
 @dataclass(frozen=True)
@@ -218,9 +36,14 @@ class Tile:
 
 @dataclass(frozen=True)
 class Cell:
-    """What one row of the benchmark measured on one individual. measures, nulls: only finite numbers."""
+    """What one row of the benchmark measured on one individual.
+
+    benchmark: a digest of what all results of one benchmark share; None in a file that does not say. measures, nulls:
+    only finite numbers.
+    """
 
     path: Path
+    benchmark: str | None
     row: str
     method: str
     paper: str
@@ -242,6 +65,8 @@ class Cell:
 class Pair:
     """What one row measured on two concepts in one prompt."""
 
+    path: Path
+    benchmark: str | None
     row: str
     individuals: tuple[int, ...]
     same_class: bool
@@ -252,6 +77,8 @@ class Pair:
 class Failure:
     """A result that could not be made: a training that diverged."""
 
+    path: Path
+    benchmark: str | None
     row: str
     individuals: str
     reason: str
@@ -300,7 +127,7 @@ class Results:
 
     def figure(self, row: str, name: str) -> Figure | None:
         """Mean over individuals, with its interval; None where nothing was measured."""
-        return _mean(self.values(row, name).values())
+        return _measured(name, self.values(row, name).values())
 
     def null(self, row: str, name: str) -> float | None:
         """What finite samples alone make of a measure: mean over individuals."""
@@ -315,28 +142,29 @@ class Results:
     def pair_figure(self, row: str, name: str, same_class: bool) -> Figure | None:
         """Mean over pairs of concepts, with its interval."""
         pairs = [pair for pair in self.pairs if pair.row == row and pair.same_class == same_class]
-        return _mean(pair.measures[name] for pair in pairs if name in pair.measures)
+        return _measured(name, (pair.measures[name] for pair in pairs if name in pair.measures))
 
     def learnt(self, row: str) -> bool:
         """Whether a row's identity is above the base model's beyond chance; True where it was not measured."""
         identity = self.figure(row, "identity")
-        return identity is None or identity.low > 0 or (identity.num == 1 and identity.value > 0)
+        return identity is None or (identity.num >= FEWEST and identity.low > 0)
 
     def is_unchanged(self, row: str, name: str) -> bool:
         """Whether a concept-agnostic measure is the untouched model's on every individual, but for rounding."""
         values = self.values(row, name)
         expected = self.values(BASE, name) if BASE in self.cells else {}
-        return name in _UNCHANGED and all(
-            abs(value - expected.get(i, _UNCHANGED[name])) <= _ROUNDING for i, value in values.items()
+        return name in UNCHANGED and all(
+            abs(value - expected.get(i, UNCHANGED[name])) <= ROUNDING for i, value in values.items()
         )
 
     def best(self, measure: Measure) -> tuple[str | None, tuple[str, ...]]:
         """The row with the best mean, and the rows that are not worse beyond chance.
 
-        Only methods that learnt compete, and none with a value that its construction gives it: for most distances the
-        best is not to learn at all.
+        Only methods that learnt compete, on enough individuals, and none with a value that its construction gives it:
+        for most distances the best is not to learn at all.
         """
-        means = {row: figure.value for row in self._competitors(measure) if (figure := self.figure(row, measure.name))}
+        figures = {row: self.figure(row, measure.name) for row in self._competitors(measure)}
+        means = {row: figure.value for row, figure in figures.items() if figure and figure.num >= FEWEST}
         if not means:
             return None, ()
         first = (max if measure.better == "higher" else min)(means, key=lambda row: means[row])
@@ -348,26 +176,28 @@ class Results:
 
     def _is_worse(self, row: str, first: str, measure: Measure) -> bool:
         difference = self.difference(row, measure.name, first)
-        return difference is None or difference.num < 2 or is_clear(difference)
+        return difference is None or difference.num < FEWEST or is_clear(difference)
 
 
 def is_clear(difference: Figure) -> bool:
-    """Whether a difference's interval leaves out zero; of one individual nothing is clear."""
-    return difference.low > 0 or difference.high < 0
+    """Whether a difference's interval leaves out zero; of a few individuals nothing is clear."""
+    return difference.num >= FEWEST and (difference.low > 0 or difference.high < 0)
+
+
+def _measured(name: str, values: Iterable[float]) -> Figure | None:
+    """Mean of a measure's values; the interval of a share lies within 0 and 1."""
+    figure = _mean(values)
+    return intervals.as_share(figure) if figure and name in _SHARES else figure
 
 
 def _mean(values: Iterable[float]) -> Figure | None:
-    """Mean with its interval over individuals. A single individual has no interval: its bounds are nan."""
+    """Mean with its interval over individuals; None of nothing."""
     return _mean_of(tuple(values))
 
 
 @lru_cache(maxsize=20_000)
 def _mean_of(values: tuple[float, ...]) -> Figure | None:
-    if len(values) < 2:
-        return Figure(values[0], math.nan, math.nan, 1) if values else None
-    if len(set(values)) == 1:
-        return Figure(values[0], values[0], values[0], len(values))
-    return intervals.mean(values)
+    return intervals.mean(values) if values else None
 
 
 # From disk.
@@ -386,13 +216,15 @@ def load_results(folder: str | Path, reference: str | None = None) -> Results:
     paths = _of_this_benchmark(folder / "cells", specification)
     if not paths:
         raise UserError(
-            f"There are no results in {folder} yet: {folder / 'cells'} has none of its rows. Run the benchmark first."
+            f"There are no results in {folder} yet: {folder / 'cells'} has none of its rows and individuals. Run the "
+            "benchmark first."
         )
     told = [_read(path, _or_failure(_cell)) for path in paths]
     told_of_pairs = [_read(path, _or_failure(_pair)) for path in _of_this_benchmark(folder / "pairs", specification)]
     cells = [cell for cell in told if isinstance(cell, Cell)]
     if not cells:
         raise UserError(f"There are no results in {folder} yet: every training in it failed.")
+    _check_one_plan((*told, *told_of_pairs))
     _check_one_benchmark(cells)
     rows = _ordered_rows({cell.row for cell in cells}, specification)
     if reference is not None and reference not in rows:
@@ -412,16 +244,28 @@ def load_results(folder: str | Path, reference: str | None = None) -> Results:
 
 
 def _of_this_benchmark(folder: Path, specification: Mapping[str, Any]) -> list[Path]:
-    """The results of the rows that the specification names: others are left from before it was changed."""
+    """The results of the rows and individuals that the specification names: others are left from before it changed."""
+    rows, individuals = _named_rows(specification), _named_individuals(specification)
     paths = sorted(folder.glob("*/*.json"))
-    named = _named_rows(specification)
-    return [path for path in paths if not named or path.parent.name in (*named, *NOT_METHODS)]
+    of_rows = [path for path in paths if not rows or path.parent.name in (*rows, *NOT_METHODS)]
+    return [path for path in of_rows if individuals is None or individuals.issuperset(path.stem.split("-"))]
 
 
 def _named_rows(specification: Mapping[str, Any]) -> list[str]:
     """The rows of a specification, in its order; none where it does not say."""
     rows = specification.get("rows")
     return list(rows) if isinstance(rows, Mapping) else []
+
+
+def _named_individuals(specification: Mapping[str, Any]) -> set[str] | None:
+    """The seeds of a specification's individuals, as files are named by them; None where it does not say."""
+    told = specification.get("individuals")
+    if not isinstance(told, Mapping):
+        return None
+    classes, each, first = (told.get(key) for key in ("classes", "each", "first_seed"))
+    if not (isinstance(classes, list) and isinstance(each, int) and isinstance(first, int)):
+        return None
+    return {str(seed) for seed in range(first, first + each * len(classes))}
 
 
 def _of_row(cells: Sequence[Cell], row: str) -> list[Cell]:
@@ -461,7 +305,7 @@ def _or_failure(parse: Callable[[Path, Mapping[str, Any]], _T]) -> Callable[[Pat
 
     def parsed(path: Path, content: Mapping[str, Any]) -> _T | Failure:
         if content.get("failed"):
-            return Failure(str(content["row"]), path.stem, str(content["failed"]))
+            return Failure(path, _benchmark(content), str(content["row"]), path.stem, str(content["failed"]))
         return parse(path, content)
 
     return parsed
@@ -474,6 +318,7 @@ def _cell(path: Path, content: Mapping[str, Any]) -> Cell:
     ]
     return Cell(
         path=path,
+        benchmark=_benchmark(content),
         row=str(content["row"]),
         method=str(content.get("method", content["row"])),
         paper=str(content.get("paper") or ""),
@@ -494,7 +339,18 @@ def _cell(path: Path, content: Mapping[str, Any]) -> Cell:
 
 def _pair(path: Path, content: Mapping[str, Any]) -> Pair:
     individuals = tuple(int(individual) for individual in content["individuals"])
-    return Pair(str(content["row"]), individuals, bool(content["same_class"]), _finite_only(content["measures"]))
+    return Pair(
+        path=path,
+        benchmark=_benchmark(content),
+        row=str(content["row"]),
+        individuals=individuals,
+        same_class=bool(content["same_class"]),
+        measures=_finite_only(content["measures"]),
+    )
+
+
+def _benchmark(content: Mapping[str, Any]) -> str | None:
+    return str(content["benchmark"]) if content.get("benchmark") else None
 
 
 def _read_checks(path: Path) -> list[Check]:
@@ -531,6 +387,17 @@ def _read_specification(path: Path) -> dict[str, Any]:
         raise UserError(f"Cannot read {path}: {error}. Put the benchmark's own file back.") from error
 
 
+def _check_one_plan(results: Sequence[Cell | Pair | Failure]) -> None:
+    """What was measured with other prompts, other judges or another base is not compared."""
+    first = results[0]
+    for other in results:
+        if other.benchmark != first.benchmark:
+            raise UserError(
+                f"{first.path} and {other.path} are of different plans, bases or judges: run `infusion benchmark` to "
+                "the end, or delete the old results."
+            )
+
+
 def _check_one_benchmark(cells: Sequence[Cell]) -> None:
     """Rows are compared only where each is one method with one set of settings, and individuals are the same things."""
     first_of_row: dict[str, Cell] = {}
@@ -557,7 +424,7 @@ def _mixed(first: Cell, second: Cell, what: str) -> UserError:
 
 
 def warnings(results: Results) -> list[str]:
-    """One sentence for every failure, and one when rows were measured on different individuals."""
+    """One sentence for every failure, one for too few individuals, one when rows were measured on different ones."""
     sentences = [f"{some.row} failed on {some.individuals}: {some.reason}" for some in results.failures]
     lacking = {row: sorted(results.individuals.keys() - results.cells[row].keys()) for row in results.rows}
     missing = [f"{row} lacks {', '.join(map(str, those))}" for row, those in lacking.items() if those]
@@ -565,6 +432,11 @@ def warnings(results: Results) -> list[str]:
         sentences.append(
             f"Not every row has all {len(results.individuals)} individuals ({'; '.join(missing)}), so compare rows by "
             "their paired differences, which use the individuals both have, and not by their means."
+        )
+    if len(results.individuals) < FEWEST:
+        sentences.append(
+            f"With fewer than {FEWEST} individuals no row is called the best and no difference clear: intervals over "
+            "so few are wide, and rest on the assumption that individuals scatter normally."
         )
     return sentences
 
@@ -617,11 +489,11 @@ def to_json(results: Results) -> str:
 
 def to_markdown(results: Results, names: Sequence[str]) -> str:
     """The measures named -> a table in Markdown, each figure with its interval, the best in bold."""
-    unknown = [name for name in names if name not in _BY_NAME]
+    unknown = [name for name in names if name not in BY_NAME]
     if unknown:
-        raise UserError(f'There is no measure "{unknown[0]}".{nearest(unknown[0], _BY_NAME)}')
-    columns = [_markdown_column(results, _BY_NAME[name]) for name in names]
-    head = ["row", "individuals", *(_BY_NAME[name].label + arrow(_BY_NAME[name]) for name in names)]
+        raise UserError(f'There is no measure "{unknown[0]}".{nearest(unknown[0], BY_NAME)}')
+    columns = [_markdown_column(results, BY_NAME[name]) for name in names]
+    head = ["row", "individuals", *(BY_NAME[name].label + arrow(BY_NAME[name]) for name in names)]
     body = [
         [row, str(len(results.cells[row])), *(column[i] for column in columns)] for i, row in enumerate(results.rows)
     ]
@@ -642,15 +514,15 @@ def _markdown_column(results: Results, measure: Measure) -> list[str]:
     return texts
 
 
-def arrow(measure: Measure) -> str:
-    return {"higher": " ↑", "lower": " ↓", None: ""}[measure.better]
-
-
 def num_decimals(figures: Iterable[Figure | None]) -> int:
-    """So many that a column's largest value has three digits, and up to two more for its smallest to have two."""
+    """So many that a column's largest value has three digits, and up to two more for its smallest to have two.
+
+    What is a millionth of the largest or less, as rounding alone makes it, is not shown in digits.
+    """
     sizes = [abs(figure.value) for figure in figures if figure and figure.value]
     if not sizes:
         return 0
+    sizes = [size for size in sizes if size > 1e-6 * max(sizes)]
     largest, smallest = (math.floor(math.log10(size)) for size in (max(sizes), min(sizes)))
     return min(6, max(0, 2 - largest, min(1 - smallest, 4 - largest)))
 

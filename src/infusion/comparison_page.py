@@ -15,22 +15,14 @@ import jinja2
 from PIL import Image, UnidentifiedImageError
 
 from infusion.comparison import (
-    AGNOSTIC,
     BASE,
-    FACTS,
-    KL,
-    MEASURES,
+    FEWEST,
     NOT_METHODS,
     NULL,
-    PAIR_MEASURES,
-    RELATIVE,
-    SPECIFIC,
     Cell,
     Check,
-    Measure,
     Results,
     Tile,
-    arrow,
     cost,
     format_interval,
     format_number,
@@ -43,29 +35,34 @@ from infusion.comparison_plots import scatter_plots
 from infusion.errors import UserError
 from infusion.files import whole_file
 from infusion.intervals import Figure
-from infusion.report import data_uri, format_seconds, pieces
+from infusion.measures import (
+    AGNOSTIC,
+    BY_NAME,
+    FACTS,
+    KL,
+    MEASURES,
+    NOTES,
+    PAIR_MEASURES,
+    RELATIVE,
+    SPECIFIC,
+    Measure,
+    arrow,
+)
+from infusion.report import data_uri, format_count, format_seconds, pieces
 
 MAIN = ("identity", "image_alignment", "text_alignment", "facts", "lfd_s4", "w2_background")
 _NUM_INDIVIDUALS_SHOWN = 3
 _MOST_COLUMNS = 8
 _NUM_CASES = 6
-NOTES = {
-    AGNOSTIC: (
-        "Token-gated methods give S1 and S3 exactly 0 by construction: a correctness test, not a win. S4 is the one "
-        "that tells. The divergence is a distance of scores and is not calibrated to marginal quality, so read it "
-        "beside the distances of pictures below."
-    ),
-    SPECIFIC: (
-        "Not learning is the optimum of W2: read it beside identity. Finite samples alone give a distance above zero: "
-        "the row “null” is the base model drawn again with other seeds, and what chance alone gives stands "
-        "under a figure where it was measured."
-    ),
-}
+_CHANCE = (
+    "Finite samples alone give a distance above zero: the row “null” is the base model drawn again with other seeds, "
+    "and what chance alone gives stands under a figure where it was measured."
+)
 LIMITS = (
     "The embedded toy world answers exactly what is in a picture, so these figures can support or refute a "
     "claim about a mechanism. They are not the paper’s numbers, and they predict none of them.",
     "Intervals are over individuals: they say what other individuals of these classes would give, not other prompts, "
-    "base models or classes.",
+    "seeds, base models or classes.",
     "A dozen rows by many measures are many comparisons at 95% each, uncorrected: believe a difference that several "
     "measures share, not the one that stands out.",
     "Every measure is our definition of it: the paper names a latent Fisher divergence and a Wasserstein metric, and "
@@ -87,8 +84,8 @@ def render_comparison(results: Results) -> str:
         statement=statement(results),
         warnings=warnings(results),
         plots=scatter_plots(results),
-        main=_table(results, [_MEASURES[name] for name in MAIN], with_costs=True),
-        differences=_differences(results, [_MEASURES[name] for name in MAIN]),
+        main=_table(results, [BY_NAME[name] for name in MAIN], with_costs=True),
+        differences=_differences(results, [BY_NAME[name] for name in MAIN]),
         has_training=any(
             t.kind == "training" for some in results.cells.values() for c in some.values() for t in c.tiles
         ),
@@ -102,7 +99,8 @@ def render_comparison(results: Results) -> str:
             ("Does a stop rule built on them pick well?", _checks(results.stop_rule)),
         ],
         settings=[_settings(results, row) for row in results.rows],
-        notes=NOTES,
+        notes={**NOTES, SPECIFIC: f"{NOTES[SPECIFIC]} {_CHANCE}"},
+        fewest=FEWEST,
         limits=LIMITS,
         reference=results.reference,
     )
@@ -119,7 +117,7 @@ def statement(results: Results) -> str:
     if known := [text for text in counted if text]:
         drawn += f" ({' × '.join(known)} for each)"
     return (
-        f"{_many(len(methods), 'method')} compared on {_many(len(results.individuals), 'individual')} "
+        f"{format_count(len(methods), 'method')} compared on {format_count(len(results.individuals), 'individual')} "
         f"({', '.join(nouns)}), beside {_both(results)}: {drawn} in {format_seconds(seconds)} of training and "
         "measuring."
     )
@@ -136,11 +134,7 @@ def _counted(specification: Mapping[str, object], name: str) -> str:
     told = {**specification, **(drawing if isinstance(drawing, dict) else {})}
     value = told.get(name, told.get(f"num_{name}"))
     num = len(value) if isinstance(value, list) else value if isinstance(value, int) else 0
-    return _many(num, name.removesuffix("s")) if num else ""
-
-
-def _many(num: int, noun: str) -> str:
-    return f"{num:,} {noun}{'s' if num != 1 else ''}"
+    return format_count(num, name.removesuffix("s")) if num else ""
 
 
 def _both(results: Results) -> str:
@@ -153,8 +147,6 @@ def _both(results: Results) -> str:
 
 
 # Tables.
-
-_MEASURES = {measure.name: measure for measure in MEASURES}
 
 
 def _in_group(group: str) -> list[Measure]:

@@ -65,6 +65,11 @@ class _Overfitting(NamedTuple):
     complement: bool = False
     root: bool = False
 
+    @property
+    def has_chance(self) -> bool:
+        """Whether the row of other seeds is what finite samples alone give: so it is of a distance between pictures."""
+        return self.name.startswith("w2_")
+
     def figure(self, results: Results, row: str) -> Figure | None:
         figure = results.figure(row, self.name)
         if figure and self.complement:
@@ -138,7 +143,7 @@ def _svg(
     with style.context(["default", _STYLE, _in_inks(inks)]):
         drawing = Drawing(figsize=(_WIDTH_IN, height), layout="constrained")
         axes = drawing.add_subplot(xlabel=f"{overfitting.label} →", ylabel="identity →")
-        _draw_known(axes, places, inks)
+        _draw_known(axes, places[NULL][0] if overfitting.has_chance and NULL in places else None, inks)
         _draw_rows(axes, results, places, front, inks)
         if overfitting.root:
             _scale_by_root(axes)
@@ -163,8 +168,8 @@ def _scale_by_root(axes: Axes) -> None:
     axes.set_xlim(left, right)
 
 
-def _draw_known(axes: Axes, places: _Places, inks: _Inks) -> None:
-    """What identity is measured between, and what finite samples alone give."""
+def _draw_known(axes: Axes, chance: Figure | None, inks: _Inks) -> None:
+    """What identity is measured between, and what finite samples alone give of a distance."""
     known = (
         (0, "the base model’s pictures of the class", 1, "right", -3),
         (1, "other real pictures; above, copying", 0.02, "left", 3),
@@ -174,8 +179,8 @@ def _draw_known(axes: Axes, places: _Places, inks: _Inks) -> None:
         look: dict[str, Any] = {"ha": side, "va": "top" if rise < 0 else "bottom", "color": inks.soft, "fontsize": 7}
         at = axes.get_yaxis_transform()
         axes.annotate(words, (x, height), (0, rise), xycoords=at, textcoords="offset points", **look)
-    if NULL in places:
-        axes.axvline(places[NULL][0].value, color=inks.soft, linestyle=":", linewidth=1)
+    if chance:
+        axes.axvline(chance.value, color=inks.soft, linestyle=":", linewidth=1)
 
 
 def _draw_rows(axes: Axes, results: Results, places: _Places, front: Sequence[str], inks: _Inks) -> None:

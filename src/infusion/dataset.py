@@ -62,11 +62,12 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 
 def training_set(
-    base: Base, concept: Concept, masks: Sequence[SubjectMask], flip: bool, words: str | None = None
+    base: Base, concept: Concept, masks: Sequence[SubjectMask] | None, flip: bool, words: str | None = None
 ) -> TrainingSet:
     """Encode a concept's pictures, masks and prompts once.
 
     Args:
+        masks: None where pictures are learnt whole.
         flip: add every picture's mirror image.
         words: what the text model reads where a prompt names the concept; its class noun by default.
 
@@ -74,15 +75,16 @@ def training_set(
         UserError: a caption names neither the placeholder nor the class noun.
     """
     images = [square(image, base.size_px) for image in concept.images]
-    mask_images = [mask.image for mask in masks]
+    mask_images = [mask.image for mask in masks or ()]
     if flip:
         images += [ImageOps.mirror(image) for image in images]
         mask_images += [ImageOps.mirror(mask) for mask in mask_images]
     latents = encode_images(base, images).float()
+    latent_masks = [_latent_mask(mask, latents.shape[-2:]) for mask in mask_images]
     prompts, prompts_of = _prompts(concept)
     return TrainingSet(
         latents=latents,
-        masks=torch.stack([_latent_mask(mask, latents.shape[-2:]) for mask in mask_images]).to(latents.device),
+        masks=torch.stack(latent_masks).to(latents.device) if latent_masks else _whole(latents),
         conditioning=base.encode(prompts, {concept.name: words or concept.class_noun}),
         prompts_of=prompts_of * (2 if flip else 1),
         num_train_timesteps=base.noise_schedule.config.num_train_timesteps,
@@ -94,7 +96,7 @@ def class_set(base: Base, class_noun: str, latents: Tensor) -> TrainingSet:
     under the prompt they were drawn with."""
     return TrainingSet(
         latents=latents.to(base.device),
-        masks=torch.ones(len(latents), 1, *latents.shape[-2:], device=base.device),
+        masks=_whole(latents).to(base.device),
         conditioning=base.encode([class_prompt(class_noun)]),
         prompts_of=[[0]] * len(latents),
         num_train_timesteps=base.noise_schedule.config.num_train_timesteps,
@@ -113,6 +115,11 @@ def _prompts(concept: Concept) -> tuple[list[str], list[list[int]]]:
             prompts_of.append([len(prompts)])
             prompts.append(name_concept(caption, concept.placeholder, concept.class_noun))
     return prompts, prompts_of
+
+
+def _whole(latents: Tensor) -> Tensor:
+    """Masks that leave all of latents [M, C, H, W]: [M, 1, H, W]."""
+    return torch.ones_like(latents[:, :1])
 
 
 def _latent_mask(mask: Image.Image, size: Sequence[int]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPModel, CLIPTokenizer
 
-from infusion.errors import UserError, nearest
+from infusion.errors import UserError, first_line, nearest
 from infusion.toybox.judges import JUDGE_SETS, judges_dir
 
 TOYBOX_NAMES = tuple(f"toybox-{name}" for name in JUDGE_SETS)
@@ -158,4 +158,4 @@ def _load(load: Callable[[str], _Loaded], name_or_path: str | Path, folder: str,
     try:
         return load(path)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f'No {kind} could be loaded from "{name}": {str(error).splitlines()[0]} {give}') from error
+        raise UserError(f'No {kind} could be loaded from "{name}": {first_line(error)} {give}') from error

@@ -23,3 +23,8 @@ def all_at_once(mistakes: list[str], where: str) -> UserError:
         return UserError(mistakes[0])
     lines = [f"  - {mistake}".replace("\n", "\n    ") for mistake in mistakes]
     return UserError("\n".join([f"{len(mistakes)} mistakes in {where}:", *lines]))
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says, short enough for a sentence of ours; its type, where it says nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -74,12 +74,20 @@ def plan_for(
     if num_seeds:
         drawing = replace(drawing, num_seeds=num_seeds)
     siblings = siblings_of(class_noun, CLASSES if toybox else None)
+    own = [replace(prompt, text=_with_article(prompt.text, class_noun)) for prompt in PROMPTS]
     return Plan(
-        prompts=tuple(prompts or ([PROMPTS[n] for n in _QUICK] if quick else PROMPTS)),
+        prompts=tuple(prompts or ([own[n] for n in _QUICK] if quick else own)),
         unrelated=tuple(text for text in _UNRELATED if not any(_says(text, n) for n in (class_noun, *siblings))),
-        siblings=tuple(text.format(noun) for noun in siblings for text in _OF_SIBLINGS[: 1 if quick else None]),
+        siblings=tuple(
+            _with_article(text, noun).format(noun) for noun in siblings for text in _OF_SIBLINGS[: 1 if quick else None]
+        ),
         drawing=drawing,
     )
+
+
+def _with_article(text: str, noun: str) -> str:
+    """ "a {}" as it is said before a noun: "an {}" before "elephant" and what stands for one."""
+    return re.sub(r"\ba \{\}", "an {}", text) if re.match("[aeio]|u(?!ni)", noun, re.IGNORECASE) else text
 
 
 def siblings_of(class_noun: str, known: Collection[str] | None = None, num: int = _NUM_SIBLINGS) -> list[str]:

@@ -19,31 +19,29 @@ from PIL import Image
 from torch import Tensor
 
 import infusion
-from infusion.comparison import MEASURES, Measure, arrow
-from infusion.evaluation import Evaluation, Plan
+from infusion.evaluation import Evaluation, Plan, as_image
 from infusion.files import whole_file
-from infusion.intervals import Figure
-from infusion.report import data_uri, format_seconds, pieces
+from infusion.intervals import Figure, as_share, share
+from infusion.measures import AGNOSTIC, BY_NAME, NOTES, ROUNDING, SPECIFIC, Measure, arrow, fact_measure
+from infusion.report import data_uri, format_count, format_seconds, pieces
 
-_ROUNDING = 1e-9  # a float32 prediction computed in another batch differs by some 1e-6, its square by 1e-12
 _NUM_CASES = 6
 _LARGEST_PX = 256
-_BY_NAME = {measure.name: measure for measure in MEASURES}
+_AS_MUCH = 0.9  # of the base's own: what is above that is as good as followed
 NEEDS_PICTURES = "This takes real pictures of the subject: give the folder it was trained on, --pictures FOLDER."
+TOO_ALIKE = (
+    "The real pictures and the base model’s are too alike to make a scale of: give other pictures of the subject, or "
+    "another --encoder."
+)
 GIVE_PICTURES = (
     "None were given. --pictures FOLDER, the folder it was trained on, adds whether it was learnt (identity), whether "
     "its class took it over (class leak), and whether pictures were copied (copied, collapse)."
 )
-NOTES = (
-    "Token-gated methods give exactly 0 on S1 and S3 by construction: a correctness test, not a win. S4 is the one "
-    "that tells.",
-    "Not learning is the optimum of every distance to the base model: read the distances beside identity.",
-    "The divergence is a distance of scores and is not calibrated to marginal quality: read it beside the distances of "
-    "pictures.",
+_NOTES_OF_ONE = (
     "Without other real pictures of the subject, the training pictures among themselves are the 1 of identity and the "
     "bar for copies; pictures taken in one place make that bar high.",
     "Intervals are over prompts (for the plain class noun over pictures): they say what other prompts would give, not "
-    "other subjects, trainings or base models.",
+    "other seeds, subjects, trainings or base models. What other seeds make of a distance is one draw of them.",
 )
 
 
@@ -80,7 +78,9 @@ class Evaluated:
     def figure(self, name: str) -> Figure | None:
         """A measure; None where it was not taken, or could not be."""
         figure = self.own.measures.get(name)
-        return figure if figure and math.isfinite(figure.value) else None
+        if figure is None or not math.isfinite(figure.value):
+            return None
+        return as_share(figure) if _measure(name).is_share else figure
 
     def beside(self, name: str) -> float | None:
         """What to hold a measure against: a distance against chance, anything else against the base model's own."""
@@ -117,14 +117,13 @@ def answers(found: Evaluated) -> list[Answer]:
 
 
 _PARTS = {"w2_background": "background", "w2_layout": "layout", "w2_style": "style"}
-_CONFINED = ("lfd_s4", *_PARTS)
+_CONFINED = ("lfd_s4", *_PARTS, "subject_found")
 
 
 def _learnt(found: Evaluated) -> tuple[str, str]:
     identity = found.figure("identity")
     if identity is None:
-        alike = "The real pictures and the base model’s are too alike to make a scale of."
-        return "Not measured", alike if found.training else NEEDS_PICTURES
+        return "Not measured", TOO_ALIKE if found.training else NEEDS_PICTURES
     where = (
         f"Its pictures stand at {_told(identity)} between the base model’s of a plain {found.class_noun}, 0, and real "
         "pictures of the subject, 1"
@@ -150,14 +149,18 @@ def _followed(found: Evaluated) -> tuple[str, str]:
         else f"Pictures and prompts have a cosine of {_told(figure)}; the base model’s pictures of a plain "
         f"{found.class_noun}, {_number(base)}."
     )
-    return ("Less than before" if figure.high < base else "Yes"), told
+    if figure.high < base:
+        return "Less than before", told
+    if figure.low >= _AS_MUCH * base:
+        return "Yes", told
+    return "Cannot tell", f"{told} The interval holds that and also much less: more prompts would narrow it."
 
 
 def _leaked(found: Evaluated) -> tuple[str, str]:
     divergence, relative = found.figure("lfd_s3"), found.figure("lfd_s3_relative")
     leak, diversity = found.figure("class_leak"), found.figure("class_diversity")
     plain = f"a plain {found.class_noun}"
-    if divergence is not None and divergence.value <= _ROUNDING:
+    if divergence is not None and divergence.value <= ROUNDING:
         return "No", f"Prompts with {plain} give the base model’s predictions: {_unmoved(S3=divergence)}."
     moved = f"predictions for {plain} moved by {_relative(relative)} what the prompt itself changes in them (S3)"
     signs = []
@@ -175,7 +178,7 @@ def _moved(found: Evaluated) -> tuple[str, str]:
     unrelated, siblings = found.figure("lfd_s1"), found.figure("lfd_s2")
     if unrelated is None or siblings is None:
         return "Not measured", "The divergences could not be taken."
-    if max(unrelated.value, siblings.value) <= _ROUNDING:
+    if max(unrelated.value, siblings.value) <= ROUNDING:
         return "No", (
             "Prompts that name neither the concept nor its class give the base model’s predictions: "
             f"{_unmoved(S1=unrelated, S2=siblings)}."
@@ -188,20 +191,22 @@ def _moved(found: Evaluated) -> tuple[str, str]:
 
 
 def _confined(found: Evaluated) -> tuple[str, str]:
-    relative = found.figure("lfd_s4_relative")
-    outside = f"outside the subject predictions moved by {_relative(relative)} what the prompt itself changes"
-    told = {name: (found.figure(name), found.beside(name)) for name in _PARTS}
-    beyond = [
-        _PARTS[name] for name, (figure, null) in told.items() if figure and null is not None and figure.low > null
-    ]
+    told = [(words, found.figure(name), found.beside(name)) for name, words in _PARTS.items()]
+    seen = [(words, figure, null) for words, figure, null in told if figure and null is not None]
+    if not seen:
+        return "Not measured", "Background, layout and style could not be compared with the base model’s."
+    relative = _relative(found.figure("lfd_s4_relative"))
+    outside = f"outside the subject predictions moved by {relative} what the prompt itself changes"
+    beyond = [words for words, figure, null in seen if figure.low > null]
+    words = _listed(beyond or [words for words, _, _ in seen])
+    differ = "differs" if len(beyond or seen) == 1 else "differ"
     if beyond:
-        verb = "differs" if len(beyond) == 1 else "differ"
-        words = " and ".join([", ".join(beyond[:-1]), beyond[-1]] if len(beyond) > 1 else beyond)
         return "Not wholly", _sentence(
-            f"{words} {verb} from the base model’s by more than other seeds make them differ; {outside}"
+            f"{words} {differ} from the base model’s by more than one draw of other seeds does; {outside}"
         )
     return "As far as can be seen", (
-        f"Background, layout and style differ no more than other seeds make them differ; {outside}."
+        f"As far as these pictures show, {words} {differ} no more from the base model’s than one draw of other seeds "
+        f"does; {outside}."
     )
 
 
@@ -209,10 +214,18 @@ def _copied(found: Evaluated) -> tuple[str, str]:
     copied = found.figure("copied")
     if copied is None:
         return "Not measured", NEEDS_PICTURES
-    told = (
-        f"{_shares(copied)} of the pictures are nearer to a training picture than the real pictures are to each other."
-    )
-    return ("No" if copied.value == 0 else "Yes" if copied.low > 0 else "A few may be"), told
+    nearer = "nearer to a training picture than the real pictures are to each other"
+    if copied.value == 0:
+        none = share([False] * len(found.own.drawn.images))
+        return "None seen", (
+            f"None of the {none.num} pictures is {nearer}; that cannot rule out that up to {none.high:.0%} of all are."
+        )
+    return ("Yes" if copied.low > 0 else "A few may be"), f"{_shares(copied)} of the pictures are {nearer}."
+
+
+def _listed(words: Sequence[str]) -> str:
+    """ "background, layout and style"."""
+    return " and ".join([*([", ".join(words[:-1])] if words[1:] else []), words[-1]])
 
 
 def _unmoved(**probes: Figure) -> str:
@@ -222,7 +235,8 @@ def _unmoved(**probes: Figure) -> str:
 
 def _shares(figure: Figure) -> str:
     """ "62% (51% to 70%)"."""
-    interval = "" if figure.low == figure.high else f" ({figure.low:.0%} to {figure.high:.0%})"
+    has_none = math.isnan(figure.low) or figure.low == figure.high
+    interval = "" if has_none else f" ({figure.low:.0%} to {figure.high:.0%})"
     return f"{figure.value:.0%}{interval}"
 
 
@@ -241,7 +255,7 @@ def _number(value: float) -> str:
     """Three digits; what only rounding made is told as such, and 0 is exactly zero."""
     if value == 0:
         return "0"
-    if abs(value) <= _ROUNDING:
+    if abs(value) <= ROUNDING:
         return "<1e−9"
     size = abs(value)
     decimals = max(0, 2 - math.floor(math.log10(size)))
@@ -307,14 +321,13 @@ def render_evaluation(found: Evaluated) -> str:
         score=_score(found),
         facts=_facts(found),
         settings=_settings(found),
-        notes=NOTES,
+        notes=(NOTES[AGNOSTIC], NOTES[SPECIFIC], *_NOTES_OF_ONE),
         missing=None if found.training else GIVE_PICTURES,
     )
 
 
 def _statement(found: Evaluated) -> str:
-    num_prompts, num_seeds = len(found.plan.prompts), found.plan.drawing.num_seeds
-    seeds = f"{num_seeds} seed{'s' if num_seeds > 1 else ''}"
+    num_prompts, seeds = len(found.plan.prompts), format_count(found.plan.drawing.num_seeds, "seed")
     return (
         f"One particular {found.class_noun}, taught to the base model “{found.base}” by the method "
         f"{found.about['method']}. Measured on {num_prompts} prompts × {seeds}, beside the base model’s pictures of a "
@@ -330,9 +343,7 @@ def _entries(found: Evaluated, names: Sequence[str]) -> list[Entry]:
 def _measure(name: str) -> Measure:
     """What a number is; a fact that only a person's own prompts ask for is told by its name."""
     kind = name.removeprefix("facts_").replace("_", " ")
-    return _BY_NAME.get(name) or Measure(
-        name, kind, f"Share of prompts whose {kind} judges see in the picture.", "higher", "facts"
-    )
+    return BY_NAME.get(name) or fact_measure(name.removeprefix("facts_"), kind)
 
 
 def _entry(measure: Measure, figure: Figure, beside: float | None, is_null: bool) -> Entry:
@@ -342,7 +353,7 @@ def _entry(measure: Measure, figure: Figure, beside: float | None, is_null: bool
     interval = "" if not known else "no spread" if figure.low == figure.high else _told(figure).partition(" ")[2][1:-1]
     bar = None
     ends = [0.0, figure.low, figure.high, figure.value, beside if beside is not None else 0.0]
-    if known and max(ends) - min(ends) > _ROUNDING:
+    if known and max(ends) - min(ends) > ROUNDING:
         low, span = min(ends), max(ends) - min(ends)
         places = [round(100 * (value - low) / span, 2) for value in (figure.low, figure.value, figure.high)]
         at = round(100 * (beside - low) / span, 2) if beside is not None else None
@@ -353,19 +364,19 @@ def _entry(measure: Measure, figure: Figure, beside: float | None, is_null: bool
 def _case(found: Evaluated, n: int) -> Case:
     num_seeds = found.plan.drawing.num_seeds
     prompt = found.plan.prompts[n // num_seeds].text.format(found.placeholder)
-    images = (_as_image(found.untouched.images[n]), _as_image(found.own.images[n]))
-    return Case(prompt, n % num_seeds, found.own.score[n].item(), *images)
+    base, own = (_shown(some.drawn.images[n]) for some in (found.untouched, found.own))
+    return Case(prompt, n % num_seeds, found.own.score[n].item(), base, own)
 
 
-def _as_image(picture: Tensor) -> Image.Image:
-    image = Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy())
+def _shown(picture: Tensor) -> Image.Image:
+    image = as_image(picture)
     image.thumbnail((_LARGEST_PX, _LARGEST_PX))
     return image
 
 
 def _score(found: Evaluated) -> str:
     followed = "the facts that judges see" if found.witnesses["judges"] else "text alignment"
-    return f"the mean of identity and {followed}" if found.training else followed
+    return f"the mean of identity and {followed}" if found.figure("identity") else followed
 
 
 def _facts(found: Evaluated) -> dict[str, str]:

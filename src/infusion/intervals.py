@@ -1,5 +1,6 @@
 """Measurements -> a figure with its 95% interval, and the bound it has to reach."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -54,12 +55,25 @@ def bootstrap(statistic: Callable[[np.ndarray], float], samples: np.ndarray, see
 
 
 def mean(values: Sequence[float] | np.ndarray) -> Figure:
-    """Mean, with its bootstrap interval: that of `bootstrap`, all resamples at once."""
+    """Mean, with Student's t interval; of a single value the bounds are NaN, and of equal ones they are the mean.
+
+    Not the bootstrap's: percentiles over resamples of a few values are too narrow. Of three normal values they miss the
+    mean a quarter of the time, of ten a tenth, where Student's interval misses it one time in twenty.
+    """
     samples = np.asarray(values, dtype=float)
     num = len(samples)
-    drawn = samples[np.random.default_rng(0).integers(num, size=(_NUM_RESAMPLES, num))].mean(axis=1)
-    low, high = np.nanpercentile(drawn, (2.5, 97.5))
-    return Figure(float(samples.mean()), float(low), float(high), num)
+    if num == 1:
+        return Figure(float(samples[0]), math.nan, math.nan, 1)
+    if (samples == samples[0]).all():
+        return Figure(float(samples[0]), float(samples[0]), float(samples[0]), num)
+    value = float(samples.mean())
+    half = float(stdtrit(num - 1, 0.975) * samples.std(ddof=1) / num**0.5)
+    return Figure(value, value - half, value + half, num)
+
+
+def as_share(figure: Figure) -> Figure:
+    """A mean of shares, its interval within 0 and 1."""
+    return figure._replace(low=max(figure.low, 0.0), high=min(figure.high, 1.0))  # in this order NaN stays
 
 
 def jackknife(statistic: Callable[[np.ndarray], float], num_groups: int) -> Figure:

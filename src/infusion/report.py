@@ -124,6 +124,11 @@ def describe_run(
     return sentence + "."
 
 
+def format_count(num: int, noun: str) -> str:
+    """ "1 seed", "1,200 seeds"."""
+    return f"{num:,} {noun}{'s' if num != 1 else ''}"
+
+
 def format_seconds(seconds: float) -> str:
     """3.21 -> "3.2 s", 112 -> "1 min 52 s", 7300 -> "2 h 2 min"."""
     if seconds < 59.95:

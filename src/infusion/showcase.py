@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from infusion.base import Base
@@ -104,11 +105,14 @@ def training_page(
     base: Base,
     adapter: Adapter,
     concept: Concept,
-    masks: Sequence[SubjectMask],
+    masks: Sequence[SubjectMask] | None,
     record: TrainingRecord,
     settings: Mapping[str, object],
 ) -> Page:
-    """Draw the comparisons and put everything there is to show of a training on a page."""
+    """Draw the comparisons and put everything there is to show of a training on a page.
+
+    masks: None where the pictures were learnt whole.
+    """
     started = time.monotonic()
     comparisons, untouched = compare(base, adapter)
     seconds = time.monotonic() - started
@@ -129,16 +133,13 @@ def training_page(
         statement=describe_run(
             concept.class_noun,
             len(concept.images),
-            adapter.method.max_train_steps,
+            record.kept_step or adapter.method.max_train_steps,
             record.seconds,
             adapter.num_parameters,
             record.file_bytes,
             untouched,
         ),
-        training_pictures=[
-            TrainingPicture(square(image, base.size_px), mask.image, mask.source, mask.coverage)
-            for image, mask in zip(concept.images, masks, strict=True)
-        ],
+        training_pictures=_training_pictures([square(image, base.size_px) for image in concept.images], masks),
         comparisons=comparisons,
         untouched=untouched,
         facts=facts,
@@ -147,3 +148,12 @@ def training_page(
         loss_curve=record.losses,
         previews=record.previews,
     )
+
+
+def _training_pictures(images: Sequence[Image.Image], masks: Sequence[SubjectMask] | None) -> Sequence[TrainingPicture]:
+    if masks is None:
+        return [TrainingPicture(image, None, "none", 1.0) for image in images]
+    return [
+        TrainingPicture(image, mask.image, mask.source, mask.coverage)
+        for image, mask in zip(images, masks, strict=True)
+    ]

@@ -3,16 +3,16 @@
 Every few steps the adapter draws a few fixed prompts with fixed seeds, none of which need pictures beyond the training
 pictures. Two shares are read off them, and the step at which their harmonic mean is highest is kept:
 
-    learnt  likeness to the training pictures, from 0 (the base's pictures of the class noun) to 1 (the training
-            pictures among themselves), by an encoder of pictures;
-    kept    how probable a CLIP finds a picture's own prompt, among all the prompts with this and with other nouns, over
-            the same of the base's pictures.
+    learnt    likeness to the training pictures, from 0 (the base's pictures of the class noun) to 1 (the training
+              pictures among themselves), by an encoder of pictures;
+    followed  how probable a CLIP finds a picture's own prompt, among all the prompts with this and with other nouns,
+              over the same of the base's pictures.
 
 It works on any adapter, because it looks at nothing but pictures. Encoders that judge the result should be others.
 """
 
 import json
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from infusion.base import Base
 from infusion.concept import Concept
 from infusion.encoders import Clip, ImageEncoder
+from infusion.errors import UserError
 from infusion.files import whole_file
 from infusion.latents import decode_latents, square
 from infusion.methods import Adapter
@@ -55,14 +56,14 @@ class Check:
 
     step: int
     learnt: float
-    kept: float
+    followed: float
     loss: float
 
     @property
     def score(self) -> float:
-        """Harmonic mean of what was learnt and what was kept, each in [0, 1]."""
-        learnt, kept = (min(max(value, 0.0), 1.0) for value in (self.learnt, self.kept))
-        return 2 * learnt * kept / max(learnt + kept, 1e-9)
+        """Harmonic mean of what was learnt and what was followed, each in [0, 1]."""
+        learnt, followed = (min(max(value, 0.0), 1.0) for value in (self.learnt, self.followed))
+        return 2 * learnt * followed / max(learnt + followed, 1e-9)
 
 
 class SelfCheck:
@@ -81,10 +82,7 @@ class SelfCheck:
         self.told = self._told(plain)
 
     def __call__(self, adapter: Adapter, step: int, loss: float) -> Check:
-        was_training = adapter.training
-        adapter.eval()
         images = self._drawn(f"<{adapter.concept_name}>", adapter)
-        adapter.train(was_training)
         learnt = (self._likeness(images) - self.floor) / max(self.ceiling - self.floor, 1e-6)
         return Check(step, learnt, self._told(images) / self.told, loss)
 
@@ -104,65 +102,87 @@ class SelfCheck:
         return torch.softmax(logits, dim=1)[torch.arange(len(own)), own].mean().item()
 
 
-def choose(checks: Sequence[Check]) -> Check:
-    """The check to keep: the highest score of means over each check and its neighbours, which tames their noise."""
-    assert checks
+def looked_with(*encoder_names: str) -> str:
+    """What must agree for checks to be compared: who looks, and at what."""
+    return json.dumps([encoder_names, PROMPTS, list(_SEEDS), _SAMPLING])
 
-    def smooth(at: int) -> float:
+
+def choose(checks: Sequence[Check], among: Collection[int]) -> Check:
+    """The check to keep, of those at the steps `among`: the highest mean over a check and its neighbours in `checks`,
+    which tames their noise. Of two checks alone, whose means are one, the better."""
+
+    def smooth(at: int) -> tuple[float, float]:
         near = checks[max(0, at - 1) : at + 2]
-        return sum(check.score for check in near) / len(near)
+        return sum(check.score for check in near) / len(near), checks[at].score
 
-    return checks[max(range(len(checks)), key=smooth)]
+    return checks[max((at for at, check in enumerate(checks) if check.step in among), key=smooth)]
 
 
 class Kept:
-    """The checks of a training, and the adapter's states that may still turn out best; in a file if there is a path."""
+    """The checks of a training, and the adapter's states that may still turn out best; in a file if there is a path.
 
-    def __init__(self, path: str | Path | None = None) -> None:
+    identity: what must agree for the checks of a file to be gone on with (`looked_with`).
+
+    Raises:
+        UserError: the file is damaged, or of another identity.
+    """
+
+    def __init__(self, path: str | Path | None = None, identity: str = "") -> None:
         self.path = Path(path) if path else None
+        self.identity = identity
         self.checks: list[Check] = []
         self.states: dict[int, dict[str, Tensor]] = {}
         if self.path and self.path.exists():
             self._load(self.path)
 
     def forget_from(self, step: int) -> None:
-        """Drop what was kept of steps that are trained again, and checks whose states are no longer there."""
-        if any(check.step >= step for check in self.checks):
-            self.states = {at: state for at, state in self.states.items() if at < step}
-            self.checks = [check for check in self.checks if check.step in self.states]
+        """Drop what was kept of steps that are trained again."""
+        self.checks = [check for check in self.checks if check.step < step]
+        self.states = {at: state for at, state in self.states.items() if at < step}
 
     def add(self, check: Check, state: Mapping[str, Tensor]) -> None:
+        """Keep a state, and the best of those before it: their scores are settled, its own is not until the next."""
         self.checks.append(check)
+        if self.states:
+            settled = choose(self.checks, self.states).step
+            self.states = {settled: self.states[settled]}
         self.states[check.step] = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
-        last = {one.step for one in self.checks[-2:]}  # a coming check may still raise these
-        self.states = {step: kept for step, kept in self.states.items() if step in last | {self.best.step}}
         if self.path:
             self._save(self.path)
 
     @property
     def best(self) -> Check:
-        return choose(self.checks)
+        """Of the checks whose states are here."""
+        return choose(self.checks, self.states)
 
     @property
     def checks_since_best(self) -> int:
         return len(self.checks) - 1 - self.checks.index(self.best)
 
-    def remove(self) -> None:
-        if self.path:
-            self.path.unlink(missing_ok=True)
-
     def _save(self, path: Path) -> None:
         tensors = {f"{step}/{name}": tensor for step, state in self.states.items() for name, tensor in state.items()}
         checks = json.dumps([asdict(check) for check in self.checks])
+        about = {"checks": checks, "identity": self.identity}
         with whole_file(path) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"checks": checks})
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, about)
 
     def _load(self, path: Path) -> None:
-        with safe_open(path, framework="pt") as file:
-            self.checks = [Check(**check) for check in json.loads(file.metadata()["checks"])]
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                step, _, tensor = name.partition("/")
-                self.states.setdefault(int(step), {})[tensor] = file.get_tensor(name)
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                self.checks = [Check(**check) for check in json.loads(about["checks"])]
+                for name in file.keys():  # noqa: SIM118 (not a mapping)
+                    step, _, tensor = name.partition("/")
+                    self.states.setdefault(int(step), {})[tensor] = file.get_tensor(name)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path}, where a training's best step is kept, cannot be read ({error}); delete it to look anew."
+            ) from error
+        if about.get("identity") != self.identity:
+            raise UserError(
+                f"The best step kept in {path} was found by other encoders or prompts, and their scores cannot be "
+                "compared; give the encoders it was found by, or delete it to look anew."
+            )
 
 
 def train_until_best(
@@ -177,7 +197,8 @@ def train_until_best(
 
     Args:
         check: a `SelfCheck`, or another judgement of (adapter, step, training loss).
-        kept: with a path, a resumed training goes on with the checks made before; its file is removed in the end.
+        kept: with a path, a resumed training goes on with the checks made before. Its file is of use as long as the
+            training's checkpoint is: who removes the one removes the other.
         patience: the training ends early when so many checks in a row have brought nothing better.
 
     Yields:
@@ -196,9 +217,8 @@ def train_until_best(
         if made and kept.checks_since_best >= patience:
             break
     training.close()
-    if kept.checks:
+    if kept.states:
         adapter.load_state_dict(kept.states[kept.best.step])
-    kept.remove()
 
 
 def _pictures(images: Sequence[Any]) -> Tensor:

@@ -77,7 +77,7 @@ def train(
     Args:
         checkpoint_path: where the state is kept between steps (`.safetensors`). If the file exists, training goes on
             from it, to the same bytes as an uninterrupted run; it is also written when the loop is left early.
-        masks: `subject_masks(base, concept)`, where the caller has them already.
+        masks: `subject_masks(base, concept)`, where the caller has them already; used by methods with a masked loss.
         class_latents: `draw_class(base, adapter.class_noun, ...)`, where the caller has them already; used by methods
             with prior preservation.
 
@@ -89,7 +89,11 @@ def train(
     base.freeze()
     settings = settings or TrainingSettings()
     method = adapter.method
-    data = training_set(base, concept, masks or subject_masks(base, concept), settings.flip, adapter.words)
+    if not method.masked_loss:
+        masks = None
+    elif masks is None:
+        masks = subject_masks(base, concept)
+    data = training_set(base, concept, masks, settings.flip, adapter.words)
     prior = _prior(base, adapter, class_latents)
     optimizer = torch.optim.AdamW(adapter.parameter_groups())
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -98,7 +102,7 @@ def train(
     share_at = _LEARNING_RATE_SHARES[settings.lr_scheduler]
     images_per_step = settings.train_batch_size * settings.gradient_accumulation_steps
     started = time.monotonic()
-    adapter.train()
+    adapter.eval()  # but for gradients
     between_steps = True
     try:
         while step < method.max_train_steps:
@@ -117,7 +121,6 @@ def train(
             left = (method.max_train_steps - step) * seconds
             yield Progress(step, method.max_train_steps, loss, images_per_step / seconds, left)
     finally:
-        adapter.eval()
         if between_steps:
             checkpoint.save(step)
 
@@ -146,17 +149,21 @@ def _gradients(
     scale = _HALF_PRECISION_LOSS_SCALE if base.dtype == torch.float16 else 1.0
     method, size = adapter.method, settings.train_batch_size
     total = 0.0
-    for _ in range(settings.gradient_accumulation_steps):
-        batch = data.batch(size, generator)
-        borrows = adapter.draw_borrows(size, generator)
-        with base.customized(adapter, borrows=borrows) as denoiser:
-            loss = denoising_loss(base, denoiser, batch, method.masked_loss)
-            if prior:
-                kept = denoising_loss(base, denoiser, prior.batch(size, generator))
-                loss = loss + method.prior_preservation_weight * kept
-            loss = loss / settings.gradient_accumulation_steps
-            (loss * scale).backward()
-        total += loss.item()
+    adapter.train()
+    try:
+        for _ in range(settings.gradient_accumulation_steps):
+            batch = data.batch(size, generator)
+            borrows = adapter.draw_borrows(size, generator)
+            with base.customized(adapter, borrows=borrows) as denoiser:
+                loss = denoising_loss(base, denoiser, batch, method.masked_loss)
+                if prior:
+                    of_class = denoising_loss(base, denoiser, prior.batch(size, generator))
+                    loss = loss + method.prior_preservation_weight * of_class
+                loss = loss / settings.gradient_accumulation_steps
+                (loss * scale).backward()
+            total += loss.item()
+    finally:
+        adapter.eval()  # whoever draws between two steps sees what will be drawn in the end
     for parameter in adapter.parameters():
         if parameter.grad is not None:
             parameter.grad /= scale
@@ -190,7 +197,10 @@ def _target(base: Base, batch: Batch) -> Tensor:
 def _identity(
     base: Base, adapter: Adapter, concept: Concept, settings: TrainingSettings, prior: TrainingSet | None
 ) -> str:
-    """What must agree for a checkpoint to be continued: base, concept, method and settings, as they were given."""
+    """What must agree for a checkpoint to be continued: base, concept, method and settings, as they were given.
+
+    Of the pictures of the class only their shape: drawn anew, they may differ in the last bit.
+    """
     facts = {
         "base": base.fingerprint(),
         "noise_schedule": dict(base.noise_schedule.config),
@@ -198,10 +208,9 @@ def _identity(
         "concept": [adapter.concept_name, adapter.class_noun, concept.captions],
         "method": [adapter.method.name, asdict(adapter.method)],
         "settings": asdict(replace(settings, checkpointing_steps=1)),
+        "class_pictures": list(prior.latents.shape) if prior else None,
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     for picture in (*concept.images, *concept.masks):
         digest.update(picture.tobytes() if picture else b"none")
-    if prior:
-        digest.update(prior.latents.cpu().numpy().tobytes())
     return digest.hexdigest()

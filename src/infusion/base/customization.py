@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from infusion.base.denoiser import Conditioning
 from infusion.base.edits import swap_parameter, wrap_module
 from infusion.base.streams import TwinStreams, ValueResiduals
-from infusion.base.token_vectors import TextReader, TokenVectors
+from infusion.base.token_vectors import ALL_LAYERS, TextReader, TokenVectors
 from infusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ def attached(base: "Base", adapters: Sequence[Customization], borrows: Tensor | 
         borrows: [B] bool, which rows take the foundation's queries; None leaves it to the adapters' methods.
 
     Raises:
-        UserError: two concepts share a name, both bring a whole weight of their own for one place, or an adapter edits
-            layers that the base lacks.
+        UserError: two concepts share a name, both bring a whole weight of their own for one place, or their kinds of
+            edits exclude each other; or an adapter edits layers that the base lacks.
     """
     names = [adapter.concept_name for adapter in adapters]
     if len(set(names)) < len(names):
@@ -82,6 +82,9 @@ def attached(base: "Base", adapters: Sequence[Customization], borrows: Tensor | 
     for adapter in adapters:
         adapter.check_fits(base)
         edits += adapter.edits(base)
+    vectors = [edit for edit in edits if isinstance(edit, TokenVectors)]
+    residuals = [edit for edit in edits if isinstance(edit, ValueResiduals)]
+    _check_mix(residuals, vectors)
     with ExitStack() as stack:
         for path, tensor in _swapped(edits, names).items():
             stack.enter_context(swap_parameter(base.unet, path, tensor))
@@ -89,11 +92,19 @@ def attached(base: "Base", adapters: Sequence[Customization], borrows: Tensor | 
             if isinstance(edit, WrappedModules):
                 for path, wrapper in edit.wrappers.items():
                     stack.enter_context(wrap_module(base.unet, path, wrapper))
-        vectors = [edit for edit in edits if isinstance(edit, TokenVectors)]
-        residuals = [edit for edit in edits if isinstance(edit, ValueResiduals)]
         texts = stack.enter_context(TextReader(base, vectors).attached()) if vectors else None
         streams = stack.enter_context(TwinStreams(base.unet, residuals, borrows).attached()) if residuals else None
         yield Customized(base, streams, texts)
+
+
+def _check_mix(residuals: Sequence[ValueResiduals], vectors: Sequence[TokenVectors]) -> None:
+    """The second stream holds some rows of the batch, and states by layer are there for all of them."""
+    by_layer = [edit.concept for edit in vectors if edit.vectors.keys() - {ALL_LAYERS}]
+    if residuals and by_layer:
+        raise UserError(
+            f"<{residuals[0].concept}> adds to values in a stream of its own and <{by_layer[0]}> has words of its own "
+            "for every layer, which do not go together: use one of them at a time."
+        )
 
 
 def _swapped(edits: Sequence[Edit], names: Sequence[str]) -> dict[str, Tensor]:

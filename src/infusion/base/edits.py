@@ -6,6 +6,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from infusion.errors import UserError
+
+
+def bare(network: nn.Module) -> nn.Module:
+    """The network itself, for edits that need weights and layers of its own.
+
+    Raises:
+        UserError: LoRAs of another tool stand around its layers.
+    """
+    if any(hasattr(module, "base_layer") for module in network.modules()):
+        raise UserError(
+            "LoRAs of another tool are loaded into this model, and this method edits its own weights: unload or fuse "
+            "other LoRAs first (pipe.unload_lora_weights(), after pipe.fuse_lora() where they are to stay in effect)."
+        )
+    return network
+
 
 @contextmanager
 def hook_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:

@@ -19,7 +19,7 @@ from infusion.base.cross_attention import cross_attentions
 from infusion.base.customization import Customization, attached
 from infusion.base.denoiser import Conditioning, Denoiser
 from infusion.base.vocabulary import inverse_second_moment, typical_states
-from infusion.errors import UserError
+from infusion.errors import UserError, first_line
 from infusion.prompts import parse_prompt, tokenize
 
 TOYBOX = "toybox"
@@ -140,7 +140,7 @@ class Base:
             yield denoiser
 
     def digest(self) -> str:
-        """A hash of every weight and of the noise schedule, as 16 hexadecimal digits: for results that depend on all."""
+        """A hash of every weight and of the noise schedule, 16 hexadecimal digits: for results that depend on all."""
         schedule = json.dumps(dict(self.noise_schedule.config), sort_keys=True, default=str)
         digest = hashlib.sha256(schedule.encode())
         for part in (self.text_encoder, self.unet, self.vae):
@@ -199,7 +199,7 @@ def load_base(
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f'No base model could be loaded from "{name}": {str(error).splitlines()[0]} Give "{TOYBOX}", or a '
+            f'No base model could be loaded from "{name}": {first_line(error)} Give "{TOYBOX}", or a '
             "folder or hub id in the diffusers layout of Stable Diffusion (with a model_index.json)."
         ) from error
     base = Base.from_pipeline(pipeline.to(device or _default_device()))

@@ -101,17 +101,18 @@ class TwinStreams:
                 f"The pipeline calls its network with {batch_size} rows for {len(self.rows)} prompts; pipelines with "
                 "one row a prompt, or two for classifier-free guidance, can be customized."
             )
-        named = [row for row, tokens in enumerate(self.rows) if tokens]
+        ours = [tokens.keys() & self.residuals.keys() for tokens in self.rows]
+        named = [row for row, concepts in enumerate(ours) if concepts]
         if not named:
             return None
         if self.borrows is None:
-            borrows = torch.tensor([all(self.residuals[name].borrows for name in self.rows[row]) for row in named])
+            borrows = torch.tensor([all(self.residuals[name].borrows for name in ours[row]) for row in named])
         else:
             borrows = self.borrows[named]
         here = {concept: torch.zeros(len(named), text_states.shape[1]) for concept in self.residuals}
         for k, row in enumerate(named):
-            for concept, tokens in self.rows[row].items():
-                here[concept][k, list(tokens)] = 1
+            for concept in ours[row]:
+                here[concept][k, list(self.rows[row][concept])] = 1
         device = text_states.device
         at = torch.tensor(named) + batch_size - len(self.rows)
         return _Plan(at.to(device), borrows.to(device), {concept: where.to(device) for concept, where in here.items()})

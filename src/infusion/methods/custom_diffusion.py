@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from infusion.base.cross_attention import cross_attentions
 from infusion.base.customization import Edit, SwappedParameters
+from infusion.base.edits import bare
 from infusion.base.model import Base
 from infusion.base.token_vectors import ALL_LAYERS, TextReader, TokenVectors
 from infusion.base.vocabulary import sentence_ends
 from infusion.errors import UserError
-from infusion.methods.method import Adapter, Method, embeddings_of, load_tensors, register_at
+from infusion.methods.method import Adapter, PriorPreservingMethod, embeddings_of, load_tensors, register_at
 from infusion.settings import setting
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _LIKE_STATES = 1e-3  # singular value, as a share of the largest, below which st
 
 
 @dataclass(frozen=True)
-class CustomDiffusion(Method):
+class CustomDiffusion(PriorPreservingMethod):
     """W_k and W_v of every cross-attention, and the embedding of a rare token before the class noun.
 
     Defaults: the paper's steps and its learning rate after scaling. Its scale augmentation is left out; prior
@@ -37,17 +38,6 @@ class CustomDiffusion(Method):
 
     learning_rate: float = setting(8e-5, help="AdamW's learning rate.", above=0)
     max_train_steps: int = setting(250, help="Optimiser steps.", minimum=1)
-    masked_loss: bool = setting(False, help="Learn the subject only, and nothing of what is around it.")
-    rare_token: str = setting("sks", help="The word before the class noun whose embedding is learnt.")
-    prior_preservation_weight: float = setting(  # type: ignore[misc]
-        1.0, help="How much pictures of the class that the base draws count in the loss; 0 is without.", minimum=0
-    )
-    num_class_images: int = setting(  # type: ignore[misc]
-        200, help="Pictures of the class that the base draws for prior preservation.", minimum=1
-    )
-
-    def words(self, class_noun: str) -> str:
-        return f"{self.rare_token} {class_noun}"
 
     def adapter(self, base: Base, concept: "Concept") -> "CustomDiffusionAdapter":
         return CustomDiffusionAdapter(self, concept.name, concept.class_noun, base)
@@ -149,5 +139,5 @@ def _concept_states(base: Base, adapter: CustomDiffusionAdapter) -> Tensor:
 
 
 def _keys_and_values(base: Base) -> dict[str, Tensor]:
-    layers = cross_attentions(base.unet).items()
+    layers = cross_attentions(bare(base.unet)).items()
     return {f"{path}.{name}.weight": getattr(layer, name).weight for path, layer in layers for name in ("to_k", "to_v")}

@@ -1,15 +1,16 @@
 """DreamBooth: every weight of the network, and pictures of the class to keep it (Ruiz et al., arXiv 2208.12242)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
 from infusion.base.customization import SwappedParameters
+from infusion.base.edits import bare
 from infusion.base.model import Base
 from infusion.errors import UserError
-from infusion.methods.method import Adapter, Method, load_tensors, register_at
+from infusion.methods.method import Adapter, PriorPreservingMethod, load_tensors, register_at
 from infusion.settings import setting
 
 if TYPE_CHECKING:
@@ -17,25 +18,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DreamBooth(Method):
+class DreamBooth(PriorPreservingMethod):
     """A copy of the whole UNet, trained on "sks cat". Defaults: diffusers' training script with prior preservation."""
 
     name: ClassVar[str] = "dreambooth"
     paper: ClassVar[str] = "arXiv 2208.12242"
+    composes: ClassVar[bool] = False  # each is a network, and one runs at a time
 
     learning_rate: float = setting(5e-6, help="AdamW's learning rate.", above=0)
     max_train_steps: int = setting(800, help="Optimiser steps.", minimum=1)
-    masked_loss: bool = setting(False, help="Learn the subject only, and nothing of what is around it.")
-    rare_token: str = setting("sks", help="The word before the class noun that stands for the concept.")
-    prior_preservation_weight: float = setting(  # type: ignore[misc]  # a setting here, a constant elsewhere
-        1.0, help="How much pictures of the class that the base draws count in the loss; 0 is without.", minimum=0
-    )
-    num_class_images: int = setting(  # type: ignore[misc]
-        200, help="Pictures of the class that the base draws for prior preservation.", minimum=1
-    )
-
-    def words(self, class_noun: str) -> str:
-        return f"{self.rare_token} {class_noun}"
 
     def adapter(self, base: Base, concept: "Concept") -> "DreamBoothAdapter":
         return DreamBoothAdapter(self, concept.name, concept.class_noun, base)
@@ -49,22 +40,17 @@ class DreamBooth(Method):
     ) -> "DreamBoothAdapter":
         return load_tensors(DreamBoothAdapter(self, concept_name, class_noun, base), tensors, base)
 
-    @classmethod
-    def together(cls, base: Base, adapters: Sequence[Adapter]) -> Sequence[Adapter]:
-        names = ", ".join(f"<{adapter.concept_name}>" for adapter in adapters)
-        raise UserError(f"{names} are whole networks of DreamBooth, and one runs at a time: draw them one by one.")
-
 
 class DreamBoothAdapter(Adapter):
     """Weights in the place of the UNet's, under the UNet's own names."""
 
     def __init__(self, method: DreamBooth, concept_name: str, class_noun: str, base: Base) -> None:
         super().__init__(method, concept_name, class_noun)
-        for path, weight in base.unet.named_parameters():
+        for path, weight in bare(base.unet).named_parameters():
             register_at(self, path, nn.Parameter(weight.detach().float().clone()))
 
     def check_fits(self, base: Base) -> None:
-        there = {path: weight.shape for path, weight in base.unet.named_parameters()}
+        there = {path: weight.shape for path, weight in bare(base.unet).named_parameters()}
         if {path: weight.shape for path, weight in self.named_parameters()} != there:
             raise UserError(
                 f'The weights of <{self.concept_name}> are not those of the network of "{base.id}": they are for '

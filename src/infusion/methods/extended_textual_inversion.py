@@ -27,7 +27,6 @@ class ExtendedTextualInversion(Method):
     paper: ClassVar[str] = "arXiv 2303.09522"
 
     learning_rate: float = setting(5e-3, help="AdamW's learning rate.", above=0)
-    masked_loss: bool = setting(False, help="Learn the subject only, and nothing of what is around it.")
 
     def adapter(self, base: Base, concept: "Concept") -> "ExtendedTextualInversionAdapter":
         return self._fresh(base, concept.name, concept.class_noun)

@@ -12,7 +12,7 @@ from infusion.base.cross_attention import value_widths
 from infusion.base.model import Base
 from infusion.base.streams import ValueResiduals
 from infusion.errors import UserError
-from infusion.methods.method import Adapter, Method, load_tensors, register_at
+from infusion.methods.method import MASKED_LOSS_HELP, Adapter, Method, load_tensors, register_at
 from infusion.settings import setting
 
 if TYPE_CHECKING:
@@ -28,14 +28,8 @@ class Infusion(Method):
 
     name: ClassVar[str] = "infusion"
     paper: ClassVar[str] = "arXiv 2404.14007"
-    notes: ClassVar[tuple[str, ...]] = (
-        "Attention maps stay the base model's, so silhouette, pose and layout stay the base model's too. What is "
-        "learnt is one vector a layer: it carries main colours, and neither patterns nor where on the body each mark "
-        "sits.",
-        "Prompts without the concept are the base model's by construction, so a difference of 0 is a test of the "
-        "implementation and no measurement of quality.",
-    )
 
+    masked_loss: bool = setting(True, help=MASKED_LOSS_HELP)
     layers: str = setting(
         "all",
         help="Which cross-attention layers learn a residual: all, down, mid, up, or patterns of module paths "
@@ -56,6 +50,20 @@ class Infusion(Method):
     keys: bool = setting(
         False, help="Also learn a residual for the keys, as the authors' code does where xformers is installed."
     )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        if self.streams == "single" or self.keys:
+            maps = "Attention maps are the concept's own, so silhouette, pose and layout may leave the base model's."
+        else:
+            maps = "Attention maps stay the base model's, so silhouette, pose and layout stay the base model's too."
+        vectors = "a vector for the values and one for the keys" if self.keys else "one vector"
+        return (
+            f"{maps} What is learnt is {vectors} a layer: it carries main colours, and neither patterns nor where on "
+            "the body each mark sits.",
+            "Prompts without the concept are the base model's by construction, so a difference of 0 is a test of the "
+            "implementation and no measurement of quality.",
+        )
 
     def adapter(self, base: Base, concept: "Concept") -> "InfusionAdapter":
         """Zero residuals for the chosen layers: a fresh adapter is silent.

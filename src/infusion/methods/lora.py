@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from infusion.base.customization import WrappedModules
+from infusion.base.edits import bare
 from infusion.base.model import Base
-from infusion.errors import UserError
-from infusion.methods.method import Adapter, Method, load_tensors, register_at
+from infusion.errors import UserError, first_line
+from infusion.methods.method import Adapter, RareTokenMethod, load_tensors, register_at
 from infusion.settings import setting
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _MATRICES = ("lora_A", "lora_B")
 
 
 @dataclass(frozen=True)
-class LoRA(Method):
+class LoRA(RareTokenMethod):
     """W + B A on q, k, v and out of every attention, trained on "sks cat". Defaults: diffusers' training script.
 
     Its files are PEFT's: `pipe.load_lora_weights` reads them, and "sks cat" is then the prompt's word for the concept.
@@ -34,12 +35,7 @@ class LoRA(Method):
     paper: ClassVar[str] = "arXiv 2106.09685"
 
     learning_rate: float = setting(1e-4, help="AdamW's learning rate.", above=0)
-    masked_loss: bool = setting(False, help="Learn the subject only, and nothing of what is around it.")
-    rank: int = setting(4, help="Rank of the additions; they are not scaled (alpha = rank).", minimum=1)
-    rare_token: str = setting("sks", help="The word before the class noun that stands for the concept.")
-
-    def words(self, class_noun: str) -> str:
-        return f"{self.rare_token} {class_noun}"
+    rank: int = setting(4, help="Rank of the additions; they are not scaled (alpha = rank).", minimum=1, maximum=1024)
 
     def adapter(self, base: Base, concept: "Concept") -> "LoRAAdapter":
         return LoRAAdapter(self, concept.name, concept.class_noun, base)
@@ -74,10 +70,9 @@ class LoRAAdapter(Adapter):
 
     def __init__(self, method: LoRA, concept_name: str, class_noun: str, base: Base) -> None:
         super().__init__(method, concept_name, class_noun)
-        layers = _peft_layers(_projections(base.unet), method.rank)
-        # Not registered: they hold the base's own weights, which are no part of the adapter.
-        self.__dict__["layers"] = layers
-        for path, layer in layers.items():
+        # In a dictionary they are not registered: they hold the base's own weights, which are no part of the adapter.
+        self.layers = _peft_layers(_projections(base.unet), method.rank)
+        for path, layer in self.layers.items():
             for matrix in _MATRICES:
                 register_at(self, f"{_PREFIX}{path}.{matrix}.weight", getattr(layer, matrix)["default"].weight)
 
@@ -101,20 +96,23 @@ def _around(layer: Any, module: nn.Module) -> nn.Module:
 def _projections(network: nn.Module) -> dict[str, nn.Linear]:
     return {
         path: module
-        for path, module in network.named_modules()
+        for path, module in bare(network).named_modules()
         if isinstance(module, nn.Linear) and path.endswith(tuple(f".{name}" for name in _PROJECTIONS))
     }
 
 
 def _peft_layers(projections: Mapping[str, nn.Linear], rank: int) -> dict[str, Any]:
-    """PEFT's layer for every projection, around it; the network that the projections are of is not touched."""
+    """PEFT's layer for every projection, around it; the network that the projections are of is left as it was."""
     from peft import LoraConfig, inject_adapter_in_model
 
     shell = nn.ModuleDict({path.replace(".", "/"): layer for path, layer in projections.items()})
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(shell))
+    trains = [(weight, weight.requires_grad) for weight in shell.parameters()]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         inject_adapter_in_model(config, shell)
+    for weight, flag in trains:
+        weight.requires_grad_(flag)
     layers: dict[str, Any] = {path: shell[path.replace(".", "/")] for path in projections}
     for layer in layers.values():
         for matrix in _MATRICES:
@@ -126,7 +124,8 @@ def read_lora(path: str | Path, base: Base, concept_name: str, class_noun: str, 
     """A LoRA of the UNet's attention projections, made by diffusers' scripts or converted by its loader.
 
     Raises:
-        UserError: the file cannot be read, or adds to anything else than all of these projections.
+        UserError: the file is no .safetensors file, cannot be read, or adds to anything else than all of these
+            projections.
     """
     tensors, alphas = _peft_tensors(Path(path))
     ranks = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith(".lora_A.weight")}
@@ -144,6 +143,8 @@ def _peft_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
     from diffusers import StableDiffusionPipeline
     from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 
+    if path.suffix != ".safetensors":  # diffusers would unpickle it, and a pickle may run any code
+        raise UserError(f"{path} cannot be read as a LoRA: only .safetensors files are opened.")
     options = {"use_safetensors": True, "local_files_only": True, "return_lora_metadata": True}
     try:
         found = StableDiffusionPipeline.lora_state_dict(str(path.parent), weight_name=path.name, **options)
@@ -151,7 +152,7 @@ def _peft_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
         tensors = convert_unet_state_dict_to_peft({name: tensor.float() for name, tensor in tensors.items()})
         alphas = convert_unet_state_dict_to_peft({name.removesuffix(".alpha"): alpha for name, alpha in alphas.items()})
     except Exception as error:  # whatever diffusers' converters stumble over
-        raise UserError(f"{path} cannot be read as a LoRA: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} cannot be read as a LoRA: {first_line(error)}") from error
     unread = [key for key in ("alpha_pattern", "use_rslora", "use_dora") if config.get(f"unet.{key}")]
     if unread:
         raise UserError(f"{path} was made with PEFT's {', '.join(unread)}; plain LoRAs of one alpha can be read.")

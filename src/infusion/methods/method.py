@@ -66,27 +66,35 @@ class Adapter(nn.Module, ABC):
         """How this adapter changes its base."""
 
 
+MASKED_LOSS_HELP = "Learn the subject only, and nothing of what is around it."
+
+
 @dataclass(frozen=True)
 class Method(ABC):
     """A recipe: a frozen dataclass of settings.
 
     Two settings of training are the method's own: `masked_loss`, whether only the subject is learnt, and
     `prior_preservation_weight`, how much pictures of the class that the base draws itself count beside the concept's.
-    notes: what a page of its pictures should say of what can be learnt.
+    composes: whether several of its concepts can stand in one prompt.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
+    composes: ClassVar[bool] = True
     prior_preservation_weight: ClassVar[float] = 0.0
     num_class_images: ClassVar[int] = 0
-    notes: ClassVar[tuple[str, ...]] = ()
 
     learning_rate: float = setting(0.01, help="AdamW's learning rate.", above=0)
     max_train_steps: int = setting(500, help="Optimiser steps.", minimum=1)
-    masked_loss: bool = setting(True, help="Learn the subject only, and nothing of what is around it.")
+    masked_loss: bool = setting(False, help=MASKED_LOSS_HELP)
 
     def __post_init__(self) -> None:
         validate(self)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a page of its pictures should say of what can be learnt."""
+        return ()
 
     def words(self, class_noun: str) -> str:
         """What the text model reads where a prompt names the concept: by default the class noun."""
@@ -106,11 +114,33 @@ class Method(ABC):
 
     @classmethod
     def together(cls, base: Base, adapters: Sequence[Adapter]) -> Sequence[Adapter]:
-        """Adapters of this method that can be laid on one base at a time; UserError where the method cannot compose.
+        """Adapters of this method that can be laid on one base at a time; UserError where these cannot.
 
         By default the method's edits simply add up.
         """
         return adapters
+
+
+@dataclass(frozen=True)
+class RareTokenMethod(Method):
+    """A method whose prompts name the concept by a word that means little, and the class noun: "sks cat"."""
+
+    rare_token: str = setting("sks", help="The word before the class noun that stands for the concept.")
+
+    def words(self, class_noun: str) -> str:
+        return f"{self.rare_token} {class_noun}"
+
+
+@dataclass(frozen=True)
+class PriorPreservingMethod(RareTokenMethod):
+    """A method that trains pictures of the class beside the concept's: constants elsewhere are settings here."""
+
+    prior_preservation_weight: float = setting(  # type: ignore[misc]
+        1.0, help="How much pictures of the class that the base draws count in the loss; 0 is without.", minimum=0
+    )
+    num_class_images: int = setting(  # type: ignore[misc]
+        200, help="Pictures of the class that the base draws for prior preservation.", minimum=1
+    )
 
 
 def together(base: Base, adapters: Sequence[Adapter]) -> Sequence[Adapter]:
@@ -125,7 +155,11 @@ def together(base: Base, adapters: Sequence[Adapter]) -> Sequence[Adapter]:
     if len(methods) > 1:
         names = ", ".join(f"<{adapter.concept_name}> ({adapter.method.name})" for adapter in adapters)
         raise UserError(f"Concepts of one method can stand in one prompt; these are of several: {names}.")
-    return methods.pop().together(base, adapters)
+    method = methods.pop()
+    if not method.composes:
+        names = ", ".join(f"<{adapter.concept_name}>" for adapter in adapters)
+        raise UserError(f"{names} are of {method.name}, which knows one concept at a time: draw them one by one.")
+    return method.together(base, adapters)
 
 
 def register_at(module: nn.Module, path: str, parameter: nn.Parameter) -> None:

@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from infusion.base.cross_attention import cross_attentions, value_widths
 from infusion.base.customization import Edit, WrappedModules
+from infusion.base.edits import bare
 from infusion.base.model import Base
 from infusion.base.token_vectors import ALL_LAYERS, TextReader, TokenVectors
 from infusion.errors import UserError
-from infusion.methods.method import Adapter, Method, embeddings_of, load_tensors, register_at
+from infusion.methods.method import MASKED_LOSS_HELP, Adapter, Method, embeddings_of, load_tensors, register_at
 from infusion.settings import setting
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class Perfusion(Method):
 
         h(e) = W e + sigmoid((sim / E - bias) / temperature) (o* - W i*),  sim = e^T C^-1 i*,  E = i*^T C^-1 i*,
 
-    so that an untrained edit is none at all. C is the second moment of what the base's own vocabulary encodes to.
+    so that an untrained edit is none at all. C is the second moment of what the base's own vocabulary encodes to. The
+    gated edits of several concepts simply add up: the paper's orthogonal basis, which keeps them apart, is left out.
     """
 
     name: ClassVar[str] = "perfusion"
@@ -43,6 +45,7 @@ class Perfusion(Method):
 
     learning_rate: float = setting(0.03, help="AdamW's learning rate for the targets of the values.", above=0)
     max_train_steps: int = setting(400, help="Optimiser steps.", minimum=1)
+    masked_loss: bool = setting(True, help=MASKED_LOSS_HELP)
     embedding_learning_rate: float = setting(0.006, help="AdamW's learning rate for the word.", above=0)
     training_bias: float = setting(0.75, help="Similarity at which the gate is half open in training.")
     training_temperature: float = setting(0.1, help="How soft the gate is in training.", above=0)
@@ -50,7 +53,9 @@ class Perfusion(Method):
     temperature: float = setting(0.15, help="How soft the gate is in drawing.", above=0)
 
     def adapter(self, base: Base, concept: "Concept") -> "PerfusionAdapter":
-        return self._fresh(base, concept.name, concept.class_noun)
+        adapter = PerfusionAdapter(self, concept.name, concept.class_noun, base).to(base.device)
+        adapter.start(base)
+        return adapter
 
     def num_parameters(self, base: Base, class_noun: str) -> int:
         """The word and one target a layer: 768 + 12,480 on Stable Diffusion 1.5 for "cat"."""
@@ -59,13 +64,7 @@ class Perfusion(Method):
     def restored(
         self, base: Base, tensors: Mapping[str, Tensor], concept_name: str, class_noun: str
     ) -> "PerfusionAdapter":
-        return load_tensors(self._fresh(base, concept_name, class_noun), tensors, base)
-
-    def _fresh(self, base: Base, concept_name: str, class_noun: str) -> "PerfusionAdapter":
-        adapter = PerfusionAdapter(self, concept_name, class_noun, base)
-        adapter.to(base.device)
-        adapter.start(base)
-        return adapter
+        return load_tensors(PerfusionAdapter(self, concept_name, class_noun, base), tensors, base)
 
 
 class PerfusionAdapter(Adapter):
@@ -76,7 +75,7 @@ class PerfusionAdapter(Adapter):
     def __init__(self, method: Perfusion, concept_name: str, class_noun: str, base: Base) -> None:
         super().__init__(method, concept_name, class_noun)
         self.register_parameter(_VECTORS, nn.Parameter(embeddings_of(base, class_noun)))
-        for path, width in value_widths(base.unet).items():
+        for path, width in value_widths(bare(base.unet)).items():
             register_at(self, path + _TARGET, nn.Parameter(torch.zeros(width)))
         for name in _INPUTS:
             self.register_buffer(name, torch.zeros(base.unet.config.cross_attention_dim))
@@ -118,7 +117,7 @@ class PerfusionAdapter(Adapter):
 
     def check_fits(self, base: Base) -> None:
         targets = {name.removesuffix(_TARGET): len(p) for name, p in self.named_parameters() if name != _VECTORS}
-        if targets != value_widths(base.unet):
+        if targets != value_widths(bare(base.unet)):
             raise UserError(
                 f'<{self.concept_name}> has targets for other cross-attention layers than those of "{base.id}": it is '
                 "for another architecture."

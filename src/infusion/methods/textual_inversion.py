@@ -21,14 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextualInversion(Method):
-    """One vector for every token of the class noun, from which it starts. Defaults: diffusers' training script."""
+    """One vector for every token of the class noun, from which it starts.
+
+    Defaults: diffusers' training script, with its learning rate unscaled (there it is multiplied by the pictures per
+    step where `--scale_lr` is given).
+    """
 
     name: ClassVar[str] = "textual-inversion"
     paper: ClassVar[str] = "arXiv 2208.01618"
 
     learning_rate: float = setting(5e-4, help="AdamW's learning rate.", above=0)
     max_train_steps: int = setting(3000, help="Optimiser steps.", minimum=1)
-    masked_loss: bool = setting(False, help="Learn the subject only, and nothing of what is around it.")
 
     def adapter(self, base: Base, concept: "Concept") -> "TextualInversionAdapter":
         return TextualInversionAdapter(self, concept.name, concept.class_noun, embeddings_of(base, concept.class_noun))

@@ -1,7 +1,7 @@
 """Pictures, what was asked for -> cosines of their features: to the text, and to the training pictures.
 
-A cosine means nothing by itself: `Alignment` places it between the base's pictures of the class noun (floor) and other
-real pictures of the concept (ceiling). Use encoders that no method was trained with.
+A cosine means nothing by itself: `Alignment` is what it is held against, the base's pictures of the class noun (floor)
+and other real pictures of the concept (ceiling). Use encoders that no method was trained with.
 """
 
 from collections.abc import Sequence
@@ -72,7 +72,3 @@ class Alignment:
         """From the training pictures, the base's of the class noun, and real ones of the concept not trained on."""
         ends = (image_alignment(encoder, some, references).mean().item() for some in (class_pictures, other_pictures))
         return cls(*ends)
-
-    def position(self, cosine: float) -> float:
-        """0 at the floor, 1 at the ceiling. Above 1 a picture is copied, not better."""
-        return (cosine - self.floor) / (self.ceiling - self.floor)

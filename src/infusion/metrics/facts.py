@@ -3,9 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from scipy.ndimage import label
 from torch import Tensor
 
 from infusion.errors import UserError, nearest
@@ -26,8 +24,6 @@ FACTS: dict[str, tuple[str | int, ...]] = {
 """What a prompt may ask for, and the values. "color" is that of the class; "second" is another toy that must be seen
 beside the class, and "relation" how the class stands to it. What a toy wears is not asked: of the accessories in
 renders the judges see half."""
-
-MIN_AREA = 0.01  # of the picture: smaller parts of a segment are no toy
 
 Wanted = Mapping[str, str | int]
 
@@ -137,20 +133,15 @@ def subject_masks(judges: Judges, images: Tensor, class_noun: str) -> Tensor:
 
 
 def both_present(judges: Judges, images: Tensor, noun_a: str, noun_b: str) -> Tensor:
-    """Whether each picture [N, 3, H, W] shows both toys, [N] bool.
-
-    Two toys of one class must stand apart: two connected parts of its segment, each of at least `MIN_AREA` of the
-    picture. Toys that touch pass for one, as two in three pairs of one class in renders do; `two_of` sees those.
+    """Whether each picture [N, 3, H, W] shows both toys, which are of different classes, [N] bool.
 
     Raises:
         UserError: the toybox has no such class.
     """
     for noun in (noun_a, noun_b):
         check_wanted({"class": noun})
-    if noun_a != noun_b:
-        return judges.read(images).shows(noun_a, noun_b).cpu()
-    segments = (subject_masks(judges, images, noun_a) > 0.5).numpy()
-    return torch.tensor([_num_parts(segment) >= 2 for segment in segments])
+    assert noun_a != noun_b, "of one class: two_of"
+    return judges.read(images).shows(noun_a, noun_b).cpu()
 
 
 def two_of(judges: Judges, images: Tensor, class_noun: str) -> Tensor:
@@ -163,10 +154,3 @@ def two_of(judges: Judges, images: Tensor, class_noun: str) -> Tensor:
     read = judges.read(images)
     alone = (read.classes > 0.5).sum(dim=1) == 1
     return (read.shows(class_noun) & alone).cpu() & (torch.tensor(read.count()) >= 2)
-
-
-def _num_parts(segment: np.ndarray) -> int:
-    """Connected parts of a segment [H, W] bool that are large enough to be toys."""
-    parts, _ = label(segment)
-    areas = np.bincount(parts.ravel())[1:]
-    return int((areas >= MIN_AREA * segment.size).sum())

@@ -61,7 +61,7 @@ def outside_subject(masks: Tensor, latent_size: tuple[int, int]) -> Tensor:
 
 def _draw(schedule: Any, latent: Tensor, num_timesteps: int, seed: int, number: int) -> tuple[Tensor, Tensor]:
     """Timesteps [T], one in each of T equal strata, and noise [T, C, H, W] of one latent."""
-    generator = torch.Generator().manual_seed(1_000_003 * seed + number)
+    generator = torch.Generator().manual_seed(100_003 * seed + number)
     within = torch.rand(num_timesteps, generator=generator, dtype=torch.float64)
     stratum = schedule.config.num_train_timesteps / num_timesteps
     timesteps = ((torch.arange(num_timesteps) + within) * stratum).long()
@@ -155,7 +155,7 @@ class LatentFisher:
         return self.eps / self.guidance
 
     def figures(self) -> dict[str, Figure]:
-        """Means over the prompts, with bootstrap intervals over prompts; "relative" is the ratio of the means."""
+        """Means over the prompts, with intervals over prompts; "relative" is the ratio of the means."""
         both = np.stack([self.eps, self.guidance], axis=1)
         relative = bootstrap(lambda some: float(some[:, 0].mean() / some[:, 1].mean()), both)
         return {"eps": mean(self.eps), "kl": mean(self.kl), "relative": relative}
