@@ -97,7 +97,7 @@ def a_cell(row: str, individual: int) -> dict:
         "individual": individual,
         "class_noun": NOUNS[individual],
         "num_parameters": (12_480 if is_gated else 860_000) if taught else 0,
-        "file_bytes": (50_200 if is_gated else 3_400_000) if taught else 0,
+        "file_bytes": (50_200 if is_gated else 340_000) if taught else 0,
         "train_seconds": 31.2 * taught,
         "seconds_per_image": 0.3,
         "num_images": 160,
