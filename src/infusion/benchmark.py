@@ -50,7 +50,7 @@ from infusion.evaluation import (
     to_tensor,
 )
 from infusion.files import whole_file
-from infusion.methods import METHODS, Adapter, DreamBooth, Method
+from infusion.methods import METHODS, Adapter, Method
 from infusion.metrics import check_wanted
 from infusion.settings import from_mapping, parse
 from infusion.toybox.concepts import concept_pictures
@@ -300,7 +300,7 @@ def units(spec: Specification) -> list[Unit]:
     names = [BASE, NULL, *(row.name for row in spec.rows)]
     two = [spec.individuals[at : at + 2] for at in range(0, len(spec.individuals), 2)]
     cells = [Unit(name, (one,)) for some in two for name in names for one in some]
-    composing = [row.name for row in spec.rows if not isinstance(row.method, DreamBooth)]
+    composing = [row.name for row in spec.rows if row.method.composes]
     return cells + [Unit(name, pair) for pair in spec.pairs for name in composing]
 
 
