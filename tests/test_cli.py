@@ -145,7 +145,7 @@ def test_unknown_words(run: Run, words: list[str]) -> None:
 
 
 def test_all_mistakes_at_once_and_nothing_is_loaded(run: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_load_base", lambda *args: pytest.fail("something was loaded"))
+    monkeypatch.setattr(cli, "load_base_on", lambda *args: pytest.fail("something was loaded"))
     (pictures / "1.txt").write_text("a dog")
     given = ["--set", "learning_rat=1", "--max-train-steps", "0", "--mixed-precision", "fp61", "--page", "my_cat"]
     code, _, error = run("train", pictures, "--class-noun", "cat", *given, "-o", "x.pt")

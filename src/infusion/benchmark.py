@@ -16,7 +16,6 @@ import time
 import tomllib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import combinations
@@ -32,7 +31,7 @@ from infusion.base import Base, load_base
 from infusion.comparison import BASE, NULL
 from infusion.concept import Concept
 from infusion.encoders import load_clip, load_image_encoder
-from infusion.errors import UserError, all_at_once, nearest
+from infusion.errors import UserError, all_at_once, nearest, noting
 from infusion.evaluation import (
     ConceptPictures,
     Drawing,
@@ -148,16 +147,16 @@ def load_specification(path: str | Path) -> Specification:
         raise all_at_once(mistakes, str(path))
     rows, prompts, drawing = [], [], Drawing()
     for name, settings in told["rows"].items():
-        with _noting(mistakes, f"rows.{name}: "):
+        with noting(mistakes, f"rows.{name}: "):
             rows.append(_row(name, settings))
     classes, probes = told["individuals"]["classes"], told["probes"]
     for noun in classes:
         if noun not in CLASSES:
             mistakes.append(f'The toybox has no class "{noun}".{nearest(noun, CLASSES)}')
     for one in told["prompts"]:
-        with _noting(mistakes, "prompts: "):
+        with noting(mistakes, "prompts: "):
             prompts.append(_wanted(one, classes))
-    with _noting(mistakes, "drawing: "):
+    with noting(mistakes, "drawing: "):
         drawing = from_mapping(Drawing, told["drawing"])
     if len(classes) <= probes["num_siblings"]:
         mistakes.append(
@@ -226,15 +225,6 @@ def _wanted(one: Any, classes: Sequence[str]) -> Wanted:
     for noun in classes:
         check_wanted({"class": noun, **facts})
     return Wanted(one["text"], facts)
-
-
-@contextmanager
-def _noting(mistakes: list[str], prefix: str) -> Iterator[None]:
-    """Puts a UserError among the mistakes, so that all of them are told at once."""
-    try:
-        yield
-    except UserError as error:
-        mistakes.append(prefix + str(error))
 
 
 def _row(name: str, settings: Mapping[str, Any]) -> Row:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from infusion.cli_measure import DEFAULT_CLIP, DEFAULT_ENCODER, benchmark, evaluate, report
+from infusion.cli_measure import DEFAULT_CLIP, DEFAULT_ENCODER, benchmark, evaluate, load_base_on, report
 from infusion.cli_toybox import toybox
-from infusion.errors import UserError, all_at_once, nearest
+from infusion.errors import UserError, all_at_once, nearest, noting
 from infusion.toybox.scene import FIRST_RESERVED_CONCEPT
 
 if TYPE_CHECKING:
@@ -174,18 +174,18 @@ def train(
 
     console = plain_console()
     mistakes: list[str] = []
-    with _noting(mistakes):
+    with noting(mistakes):
         recipe, settings = _settings(context.params, set_ or [], config)
-    with _noting(mistakes):
+    with noting(mistakes):
         concept = _read_concept(folder, class_noun, name, masks)
         output = output or Path(f"{concept.name}.safetensors")
-    with _noting(mistakes):
+    with noting(mistakes):
         _check_choice("mixed_precision", mixed_precision, PRECISIONS)
-    with _noting(mistakes):
+    with noting(mistakes):
         _check_choice("stop", stop, ("last", "auto"))
-    with _noting(mistakes):
+    with noting(mistakes):
         _check_output(output)
-    with _noting(mistakes):
+    with noting(mistakes):
         if page is not None:
             check_writable(page)
     if mistakes:
@@ -207,7 +207,7 @@ def train(
         console.print(f"Going on from {checkpoint}; --no-resume starts anew.")
     else:
         _remove(checkpoint, kept_path)
-    model = _load_base(console, base, device, PRECISIONS[mixed_precision])
+    model = load_base_on(console, base, device, PRECISIONS[mixed_precision])
 
     from infusion.adapter_file import save_adapter
     from infusion.masks import subject_masks
@@ -276,9 +276,9 @@ def generate(
     files = concept or []
     mistakes: list[str] = []
     seeds: list[int] = []
-    with _noting(mistakes):
+    with noting(mistakes):
         seeds = parse_seeds(seed)
-    with _noting(mistakes):
+    with noting(mistakes):
         from infusion.files import check_writable
 
         check_writable(output_dir / "grid.png")
@@ -289,7 +289,7 @@ def generate(
     made_on: list[str] = []
     class_nouns: dict[str, str] = {}
     for path in files:
-        with _noting(mistakes):
+        with noting(mistakes):
             about, _ = read_adapter_file(path)
             if about["concept_name"] in class_nouns:
                 raise UserError(f"{path} is the second concept called <{about['concept_name']}>; give one of them.")
@@ -297,7 +297,7 @@ def generate(
             made_on.append(about["base"]["id"])
     if len(class_nouns) == len(files):
         for prompt in prompts:
-            with _noting(mistakes):
+            with noting(mistakes):
                 parse_prompt(prompt, class_nouns)
     unnamed = [name for name in class_nouns if not any(f"<{name}>" in prompt for prompt in prompts)]
     if unnamed and not mistakes:
@@ -306,7 +306,7 @@ def generate(
     if mistakes:
         raise all_at_once(mistakes, "this command")
 
-    model = _load_base(console, base or (made_on[0] if made_on else "toybox"), device)
+    model = load_base_on(console, base or (made_on[0] if made_on else "toybox"), device)
     adapters = [load_adapter(path, model, any_base) for path in files]
     given = {
         "negative_prompt": negative_prompt,
@@ -494,7 +494,7 @@ def _read_concept(folder: Path, class_noun: str, name: str | None, masks: Path |
     concept = load_concept(folder, class_noun, name, masks)
     mistakes: list[str] = []
     for source, caption in zip(concept.sources, concept.captions, strict=True):
-        with _noting(mistakes, f"{source}: "):
+        with noting(mistakes, f"{source}: "):
             name_concept(caption or concept.placeholder, concept.placeholder, concept.class_noun)
     if mistakes:
         raise all_at_once(mistakes, "the captions")
@@ -516,32 +516,7 @@ def _check_choice(name: str, given: str, options: Iterable[str]) -> None:
         raise UserError(f'{name} = "{given}" is not one of {", ".join(options)}.{nearest(given, options)}')
 
 
-@contextmanager
-def _noting(mistakes: list[str], prefix: str = "") -> Iterator[None]:
-    """Puts a UserError among the mistakes, so that all of them are told at once."""
-    try:
-        yield
-    except UserError as error:
-        mistakes.append(prefix + str(error))
-
-
 # --- what is done ---
-
-
-def _load_base(console: "Console", name: str, device: str | None, dtype: str = "float32") -> "Base":
-    import torch
-
-    from infusion.base import load_base
-    from infusion.terminal import no_loading_bars
-
-    no_loading_bars()
-    if device is not None:
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise UserError(f'There is no device "{device}" here. Leave --device out, or give cpu.') from error
-    console.print(f"Loading {name} ...")
-    return load_base(name, device, getattr(torch, dtype))
 
 
 def _learn(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infusion.errors import UserError, all_at_once, nearest
+from infusion.errors import UserError, all_at_once, nearest, noting
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -80,17 +80,17 @@ def evaluate(
     about: dict[str, Any] = {}
     real: list[Image.Image] = []
     wanted = None
-    with _noting(mistakes):
+    with noting(mistakes):
         about, tensors = read_adapter_file(adapter)
     noun = about.get("class_noun")
     if noun is not None:
-        with _noting(mistakes):
+        with noting(mistakes):
             _check_noun(base or about["base"]["id"], noun)
-    with _noting(mistakes):
+    with noting(mistakes):
         real = _read_pictures(pictures, about) if pictures is not None else []
-    with _noting(mistakes):
+    with noting(mistakes):
         wanted = read_prompts(prompts, noun) if prompts is not None else None
-    with _noting(mistakes):
+    with noting(mistakes):
         check_writable(output)
         check_writable(json_path)
         if output.resolve() == json_path.resolve():
@@ -100,7 +100,7 @@ def evaluate(
 
     console = plain_console()
     name = base or about["base"]["id"]
-    model = _load_base(console, name, device)
+    model = load_base_on(console, name, device)
     plan = plan_for(noun or "", name == _TOYBOX, quick, seeds, wanted)
     learnt = load_adapter(adapter, model, any_base)
     witnesses, names = _witnesses(console, name, clip, encoder)
@@ -225,7 +225,7 @@ def _read_pictures(folder: Path, about: dict[str, Any]) -> "list[Image.Image]":
         raise UserError(f"{folder} has one picture; a scale of likeness needs two or more of the same subject.")
     mistakes: list[str] = []
     for source, caption in zip(concept.sources, concept.captions, strict=True):
-        with _noting(mistakes, f"{source}: "):
+        with noting(mistakes, f"{source}: "):
             name_concept(caption or concept.placeholder, concept.placeholder, noun)
     if mistakes and about:
         raise UserError(f'The pictures in {folder} are not of this adapter\'s class "{noun}". {mistakes[0]}')
@@ -244,19 +244,10 @@ def _specification(spec: str) -> tuple[Path, Path]:
     raise UserError(f'There is no benchmark "{spec}".{nearest(spec, presets)} Give a TOML file, or a preset: {known}.')
 
 
-@contextmanager
-def _noting(mistakes: list[str], prefix: str = "") -> Iterator[None]:
-    """Puts a UserError among the mistakes, so that all of them are told at once."""
-    try:
-        yield
-    except UserError as error:
-        mistakes.append(prefix + str(error))
-
-
 # --- what is done ---
 
 
-def _load_base(console: "Console", name: str, device: str | None) -> "Base":
+def load_base_on(console: "Console", name: str, device: str | None, dtype: str = "float32") -> "Base":
     import torch
 
     from infusion.base import load_base
@@ -269,7 +260,7 @@ def _load_base(console: "Console", name: str, device: str | None) -> "Base":
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise UserError(f'There is no device "{device}" here. Leave --device out, or give cpu.') from error
     console.print(f"Loading {name} ...")
-    return load_base(name, device)
+    return load_base(name, device, getattr(torch, dtype))
 
 
 def _witnesses(

@@ -1,6 +1,7 @@
 """What a person got wrong -> one sentence that says what to do."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -23,6 +24,15 @@ def all_at_once(mistakes: list[str], where: str) -> UserError:
         return UserError(mistakes[0])
     lines = [f"  - {mistake}".replace("\n", "\n    ") for mistake in mistakes]
     return UserError("\n".join([f"{len(mistakes)} mistakes in {where}:", *lines]))
+
+
+@contextmanager
+def noting(mistakes: list[str], prefix: str = "") -> Iterator[None]:
+    """Puts a UserError among the mistakes, so that all of them are told at once."""
+    try:
+        yield
+    except UserError as error:
+        mistakes.append(prefix + str(error))
 
 
 def first_line(error: Exception) -> str:
