@@ -59,18 +59,18 @@ def test_only_its_own_has_gradients(base, concept, method):
     with base.customized(adapter) as denoiser:
         denoiser.predict(*noisy(), prompts_of(base, adapter)).square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.parameters())
-    for part in (base.unet, base.text_encoder, base.vae):
+    for part in (base.network, base.text_encoder, base.vae):
         assert all(p.grad is None for p in part.parameters())
 
 
 @every_method
 def test_no_trace_is_left(base, base_dir, concept, method):
     def state(base):
-        modules = [*base.unet.modules(), *base.text_encoder.modules()]
+        modules = [*base.network.modules(), *base.text_encoder.modules()]
         return (
             sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules),
             [type(m) for m in modules],
-            "forward" in vars(base.unet),
+            "forward" in vars(base.network),
             len(base.tokenizer),
             dict(base.text_encoder.config.to_dict()),
         )
@@ -87,9 +87,9 @@ def test_no_trace_is_left(base, base_dir, concept, method):
 
 @every_method
 def test_what_trains_elsewhere_still_trains(base, concept, method):
-    base.unet.requires_grad_(True)
+    base.network.requires_grad_(True)
     predict(base, method().adapter(base, concept))
-    assert all(p.requires_grad for p in base.unet.parameters())
+    assert all(p.requires_grad for p in base.network.parameters())
 
 
 @every_method

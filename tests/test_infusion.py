@@ -52,7 +52,7 @@ def test_rows_without_the_concept_are_the_base_to_the_bit(base, concept):
 @torch.no_grad()
 def attention_maps(base, prompt, *adapters):
     """The maps of every layer, as drawn last: those of the customized pass, where there is one."""
-    with base.customized(*adapters) as denoiser, AttentionRecorder(base.unet) as recorder:
+    with base.customized(*adapters) as denoiser, AttentionRecorder(base.network) as recorder:
         denoiser.predict(*inputs(base, [prompt], adapters))
         return {path: recorder.maps(path) for path in recorder.layers}
 
@@ -67,11 +67,11 @@ def test_attention_maps_are_the_foundations_for_any_residual(base, concept, stre
 
 def test_gradients_reach_every_value_residual_and_no_query(base, concept):
     """Keys have no residual at all; queries are the foundation's, so nothing flows back into the customized row's."""
-    base.unet.requires_grad_(True)
+    base.network.requires_grad_(True)
     adapter = Infusion().adapter(base, concept)
     with base.customized(adapter) as denoiser:
         denoiser.predict(*inputs(base, ["a <my-cat>"], [adapter])).square().mean().backward()
-    layers = cross_attentions(base.unet)
+    layers = cross_attentions(base.network)
     assert set(adapter.state_dict()) == {f"{path}.to_v.value_residual" for path in layers}
     assert all(residual.grad.any() for residual in adapter.residuals().values())
     assert not any(layer.to_q.weight.grad.any() for layer in layers.values())
@@ -110,7 +110,7 @@ def test_parameter_count_on_stable_diffusion_1_5(layers, count):
 
 def test_fused_projections_are_refused(base, concept):
     adapter = Infusion().adapter(base, concept)
-    base.unet.fuse_qkv_projections()
+    base.network.fuse_qkv_projections()
     with pytest.raises(UserError, match="unfuse"), base.customized(adapter):
         pass
 

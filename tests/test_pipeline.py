@@ -159,10 +159,10 @@ def test_what_the_network_takes_out_of_its_inputs_reaches_both_streams(pipe, bas
     features = [torch.randn(1, 16, 8, 8), torch.randn(1, 32, 4, 4)]
     inputs = (torch.randn(1, 4, 8, 8), torch.tensor(10), base.encode(["a cat"]).text_states)
     with torch.no_grad():
-        expected = base.unet(*inputs, down_intrablock_additional_residuals=list(features)).sample
+        expected = base.network(*inputs, down_intrablock_additional_residuals=list(features)).sample
         with attached(base, [silent]) as denoiser:
             denoiser.streams.rows = base.encode(["a <my-cat>"], {"my-cat": "cat"}).concept_tokens
-            changed = base.unet(*inputs, down_intrablock_additional_residuals=list(features)).sample
+            changed = base.network(*inputs, down_intrablock_additional_residuals=list(features)).sample
     assert torch.equal(changed, expected)
 
 

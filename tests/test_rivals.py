@@ -55,10 +55,10 @@ def text_states(base, prompts, *adapters):
     """What every cross-attention layer is told, by layer path."""
     told = {}
     with torch.no_grad(), base.customized(*adapters) as denoiser:
-        for path, layer in cross_attentions(base.unet).items():
+        for path, layer in cross_attentions(base.network).items():
             layer.to_v.register_forward_pre_hook(lambda module, args, path=path: told.update({path: args[0]}))
         denoiser.predict(*inputs(base, prompts, *adapters))
-    for layer in cross_attentions(base.unet).values():
+    for layer in cross_attentions(base.network).values():
         layer.to_v._forward_pre_hooks.clear()
     return told
 
@@ -147,7 +147,7 @@ def test_layers_of_xti_read_words_of_their_own(base, concept):
     assert {path for path in before if not torch.equal(before[path], after[path])} == {chosen}
     keys = {}
     with torch.no_grad(), base.customized(adapter) as denoiser:
-        hook = cross_attentions(base.unet)[chosen].to_k.register_forward_pre_hook(
+        hook = cross_attentions(base.network)[chosen].to_k.register_forward_pre_hook(
             lambda m, args: keys.update(k=args[0])
         )
         denoiser.predict(*inputs(base, [PROMPT], adapter))
@@ -333,7 +333,7 @@ def test_merged_weights_change_typical_outputs_less_than_their_average_does(conc
     for path, weight in weights.items():
         average = sum(adapter.weights()[path] for adapter in pair).detach() / 2
         change, of_average = (
-            (states @ (new - base.unet.get_parameter(path)).T).square().mean() for new in (weight, average)
+            (states @ (new - base.network.get_parameter(path)).T).square().mean() for new in (weight, average)
         )
         assert change < 0.2 * of_average
 
@@ -382,8 +382,8 @@ def test_the_gate_is_shut_far_from_the_concept(concept):
 
 @torch.no_grad()
 def predict_on_toybox(base, prompt, *adapters):
-    size = base.unet.config.sample_size
-    latents = torch.randn(1, base.unet.config.in_channels, size, size, generator=torch.Generator().manual_seed(0))
+    size = base.network.config.sample_size
+    latents = torch.randn(1, base.network.config.in_channels, size, size, generator=torch.Generator().manual_seed(0))
     with base.customized(*adapters) as denoiser:
         words = {adapter.concept_name: adapter.words for adapter in adapters}
         return denoiser.predict(latents, torch.tensor(400), base.encode([prompt], words))
@@ -394,7 +394,7 @@ def test_perfusions_edit_is_the_formula(base, concept):
     adapter.get_buffer("concept_input").copy_(torch.randn(16, generator=torch.Generator().manual_seed(0)))
     i, direction = adapter.get_buffer("concept_input"), adapter.get_buffer("concept_direction")
     direction.copy_(base.text_metric @ i)
-    path, layer = next(iter(cross_attentions(base.unet).items()))
+    path, layer = next(iter(cross_attentions(base.network).items()))
     states = base.encode(["a cat and a dog"]).text_states
     similarity = torch.einsum("btc,cd,d->bt", states, base.text_metric, i) / (i @ base.text_metric @ i)
     opened = torch.sigmoid((similarity - 0.7) / 0.15)[..., None]
@@ -475,7 +475,7 @@ def test_half_precision_bases_keep_fp32_adapters(base_dir, concept, method, dtyp
     assert torch.tensor(losses).isfinite().all()
     assert {tensor.dtype for tensor in adapter.state_dict().values()} == {torch.float32}
     assert any(not torch.equal(before[name], tensor) for name, tensor in adapter.state_dict().items())
-    assert {p.dtype for part in (base.unet, base.text_encoder) for p in part.parameters()} == {dtype}
+    assert {p.dtype for part in (base.network, base.text_encoder) for p in part.parameters()} == {dtype}
     with base.customized(adapter) as denoiser, torch.no_grad():
         assert denoiser.predict(*inputs(base, ["a <my-cat>"], adapter)).dtype == dtype
 

@@ -144,7 +144,7 @@ def test_training_does_not_depend_on_the_scheduler_that_samples(base, concept, s
 
 def test_divergence_is_told(base, concept):
     broken = replace(concept, images=concept.images)
-    base.unet.conv_out.weight.data.fill_(float("nan"))
+    base.network.conv_out.weight.data.fill_(float("nan"))
     with pytest.raises(UserError, match="diverged at step 1"):
         run(base, broken, Infusion(max_train_steps=2))
 

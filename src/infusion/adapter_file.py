@@ -63,7 +63,7 @@ def save_adapter(adapter: Adapter, path: str | Path, base: Base, training: Mappi
     }
     metadata = {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"stable-diffusion-{base.generation}/{adapter.method.name}",
+        "modelspec.architecture": f"{base.family.architecture}/{adapter.method.name}",
         "modelspec.implementation": "diffusers",
         "modelspec.title": adapter.concept_name,
         "modelspec.date": created,

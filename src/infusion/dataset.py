@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image, ImageOps
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infusion.base import Base, Conditioning
+from infusion.base.noise_schedule import training_timesteps
 from infusion.concept import Concept
 from infusion.latents import encode_images, square
 from infusion.masks import SubjectMask
@@ -38,7 +40,7 @@ class TrainingSet:
     masks: Tensor
     conditioning: Conditioning
     prompts_of: Sequence[Sequence[int]]
-    num_train_timesteps: int
+    noise_schedule: Any
 
     def batch(self, size: int, generator: torch.Generator) -> Batch:
         """`size` rows; what is drawn depends on the generator's state only, never on the device."""
@@ -47,7 +49,8 @@ class TrainingSet:
         for picture in pictures.tolist():
             choices = self.prompts_of[picture]
             prompts.append(choices[int(torch.randint(len(choices), (), generator=generator))])
-        timesteps = torch.randint(self.num_train_timesteps, (size,), generator=generator)
+        drawn = torch.randint(self.noise_schedule.config.num_train_timesteps, (size,), generator=generator)
+        timesteps = training_timesteps(self.noise_schedule, drawn)
         noise = torch.randn((size, *self.latents.shape[1:]), generator=generator)
         device = self.latents.device
         at = pictures.to(device)
@@ -87,7 +90,7 @@ def training_set(
         masks=torch.stack(latent_masks).to(latents.device) if latent_masks else _whole(latents),
         conditioning=base.encode(prompts, {concept.name: words or concept.class_noun}),
         prompts_of=prompts_of * (2 if flip else 1),
-        num_train_timesteps=base.noise_schedule.config.num_train_timesteps,
+        noise_schedule=base.noise_schedule,
     )
 
 
@@ -99,7 +102,7 @@ def class_set(base: Base, class_noun: str, latents: Tensor) -> TrainingSet:
         masks=_whole(latents).to(base.device),
         conditioning=base.encode([class_prompt(class_noun)]),
         prompts_of=[[0]] * len(latents),
-        num_train_timesteps=base.noise_schedule.config.num_train_timesteps,
+        noise_schedule=base.noise_schedule,
     )
 
 

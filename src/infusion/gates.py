@@ -103,8 +103,7 @@ def draw_captions(base: Base, wanted: Sequence[HeldOut], folder: Path, report: R
 
 
 def _draw(base: Base, texts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-    shape = (base.unet.config.in_channels, *[base.unet.config.sample_size] * 2)
-    noise = seeded_noise([torch.Generator().manual_seed(seed) for seed in seeds], shape)
+    noise = seeded_noise([torch.Generator().manual_seed(seed) for seed in seeds], base.latent_shape)
     nothing = base.encode([""]).rows([0] * len(texts))
     latents = sample(
         base,
@@ -121,7 +120,7 @@ def _draw(base: Base, texts: Sequence[str], seeds: Sequence[int]) -> list[Image.
 def _mark(base: Base) -> str:
     """Of everything that a picture depends on but its caption and seed."""
     found = hashlib.sha256(f"{GUIDANCE_SCALE} {NUM_INFERENCE_STEPS}".encode())
-    for part in (base.text_encoder, base.unet, base.vae):
+    for part in (base.text_encoder, base.network, base.vae):
         for weight in part.state_dict().values():
             found.update(weight.float().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()
@@ -208,7 +207,7 @@ def noun_maps(base: Base, one: HeldOut, picture: Tensor) -> list[Tensor]:
     totals = [torch.zeros(height, width) for _ in nouns]
     for level in NOISE_LEVELS:
         timestep = torch.tensor(int(level * base.noise_schedule.config.num_train_timesteps), device=base.device)
-        with AttentionRecorder(base.unet) as recorder:
+        with AttentionRecorder(base.network) as recorder:
             base.predict(base.noise_schedule.add_noise(latents, noise, timestep[None]), timestep, conditioning)
             for total, name in zip(totals, nouns, strict=True):
                 total += recorder.token_map([conditioning.concept_tokens[0][name]], height, width)[0]

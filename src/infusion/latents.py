@@ -19,13 +19,19 @@ def square(image: Image.Image, size_px: int) -> Image.Image:
 def encode_images(base: Base, images: Sequence[Image.Image]) -> Tensor:
     """Square pictures -> latents [B, C, H, W], scaled as the base's denoiser expects them (the posterior's mode)."""
     pixels = VaeImageProcessor().preprocess(list(images)).to(base.device, base.dtype)
-    latents = [base.vae.encode(picture[None]).latent_dist.mode() for picture in pixels]
-    return torch.cat(latents) * base.vae.config.scaling_factor
+    encoded = [base.vae.encode(picture[None]) for picture in pixels]
+    latents = [found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent for found in encoded]
+    return (torch.cat(latents) - _shift(base)) * base.vae.config.scaling_factor
 
 
 @torch.no_grad()
 def decode_latents(base: Base, latents: Tensor) -> list[Image.Image]:
     """Latents [B, C, H, W] -> pictures."""
-    scaled = latents.to(base.device, base.dtype) / base.vae.config.scaling_factor
+    scaled = latents.to(base.device, base.dtype) / base.vae.config.scaling_factor + _shift(base)
     pixels = base.vae.decode(scaled, return_dict=False)[0]
     return VaeImageProcessor().postprocess(pixels.float(), output_type="pil")
+
+
+def _shift(base: Base) -> float:
+    """The mean that some autoencoders' latents have."""
+    return base.vae.config.get("shift_factor") or 0.0

@@ -55,7 +55,7 @@ def attention_masks(base: Base, images: Sequence[Image.Image], class_noun: str) 
         for level in NOISE_LEVELS:
             timestep = torch.tensor(int(level * base.noise_schedule.config.num_train_timesteps), device=base.device)
             noise = torch.randn(latents.shape, generator=generator).to(latents)
-            with AttentionRecorder(base.unet) as recorder:
+            with AttentionRecorder(base.network) as recorder:
                 base.predict(base.noise_schedule.add_noise(latents, noise, timestep[None]), timestep, conditioning)
                 total += recorder.token_map(tokens, height, width).mean(0)
         masks.append(_as_mask(total).resize(image.size, Image.Resampling.BILINEAR))

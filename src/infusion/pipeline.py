@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -62,22 +63,26 @@ def sample_prompts(
     adapters = together(base, adapters)
     words = {adapter.concept_name: adapter.words for adapter in adapters}
     conditioning = base.encode(prompts, words)
-    unconditional = base.encode([parse_prompt(negative_prompt, words).text])
-    shape = (base.unet.config.in_channels, base.unet.config.sample_size, base.unet.config.sample_size)
+    unconditional = base.encode_negative([parse_prompt(negative_prompt, words).text])
+    if told := base.family.is_told_guidance(base.pipeline):
+        scales = torch.full([len(prompts)], guidance_scale, device=base.device)
+        conditioning = replace(conditioning, guidance_scale=scales)
+    options = base.family.timestep_options(scheduler or base.scheduler, num_inference_steps, base.latent_shape)
     wanted = itertools.product(range(len(prompts)), seeds)
     while batch := list(itertools.islice(wanted, batch_size)):
         generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
-        noise = seeded_noise(generators, shape, base.dtype).to(base.device)
+        noise = seeded_noise(generators, base.latent_shape, base.dtype).to(base.device)
         with base.customized(*adapters) as denoiser:
             latents = sample(
                 denoiser,
                 scheduler or base.scheduler,
                 noise,
                 conditioning.rows([prompt for prompt, _ in batch]),
-                unconditional.rows([0] * len(batch)),
+                None if told else unconditional.rows([0] * len(batch)),
                 guidance_scale,
                 num_inference_steps,
                 generators,
+                options,
             )
         yield latents
 

@@ -101,13 +101,18 @@ ConceptTokens = Mapping[str, tuple[int, ...]]
 """Token positions by concept name, for one row of a batch."""
 
 
-def tokenize(tokenizer: Any, prompts: Sequence[Prompt]) -> tuple[Any, list[ConceptTokens]]:
-    """Token ids padded to the model's length, and each prompt's concept tokens: all pieces of every mention.
+def tokenize(
+    tokenizer: Any, prompts: Sequence[Prompt], max_length: int | None = None
+) -> tuple[Any, list[ConceptTokens]]:
+    """Token ids padded to one length, and each prompt's concept tokens: all pieces of every mention.
+
+    Args:
+        max_length: the tokenizer's own by default.
 
     Raises:
         UserError: a concept stands beyond the text model's last token, or its noun has no token.
     """
-    limit = tokenizer.model_max_length
+    limit = max_length or tokenizer.model_max_length
     encoded = tokenizer(
         [prompt.text for prompt in prompts],
         padding="max_length",

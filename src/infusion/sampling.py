@@ -1,6 +1,6 @@
 """Denoiser + noise -> latents: guidance and the step loop."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
 
@@ -27,6 +27,7 @@ def sample(
     guidance_scale: float = 1.0,
     num_inference_steps: int = 30,
     generators: Sequence[torch.Generator] | None = None,
+    timestep_options: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Run a diffusers scheduler from noise to latents, [B, C, H, W].
 
@@ -35,17 +36,20 @@ def sample(
         unconditional: B rows that classifier-free guidance moves away from; with None there is no guidance.
         guidance_scale: prediction = unconditional + guidance_scale * (conditional - unconditional).
         generators: one per row, for schedulers that draw noise at every step.
+        timestep_options: arguments of `scheduler.set_timesteps` beside the number of steps.
     """
     scheduler = type(scheduler).from_config(scheduler.config)
-    scheduler.set_timesteps(num_inference_steps, device=noise.device)
-    latents = noise * scheduler.init_noise_sigma
+    scheduler.set_timesteps(num_inference_steps, device=noise.device, **(timestep_options or {}))
+    latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     draws = (
         {"generator": list(generators)} if generators and "generator" in signature(scheduler.step).parameters else {}
     )
     guided = unconditional is not None and guidance_scale > 1
     rows = concatenate(unconditional, conditioning) if guided else conditioning  # type: ignore[arg-type]
     for timestep in scheduler.timesteps:
-        inputs = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
+        inputs = torch.cat([latents, latents]) if guided else latents
+        if hasattr(scheduler, "scale_model_input"):  # which schedulers of flows lack
+            inputs = scheduler.scale_model_input(inputs, timestep)
         prediction = denoiser.predict(inputs, timestep, rows)
         if guided:
             away, towards = prediction.chunk(2)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from infusion.base import Base, Denoiser
+from infusion.base.noise_schedule import training_target
 from infusion.checkpoint import Checkpoint
 from infusion.concept import Concept
 from infusion.dataset import Batch, TrainingSet, class_set, step_generator, training_set
@@ -84,8 +85,8 @@ def train(
     Raises:
         UserError: the checkpoint belongs to another training, or cannot be written; a caption lacks the concept.
     """
-    if base.unet.is_gradient_checkpointing:
-        raise UserError("Call unet.disable_gradient_checkpointing() first: the two streams cannot be run again later.")
+    if base.network.is_gradient_checkpointing:
+        raise UserError("Call disable_gradient_checkpointing() on the network first: the two streams cannot be run again later.")
     base.freeze()
     settings = settings or TrainingSettings()
     method = adapter.method
@@ -178,20 +179,12 @@ def _gradients(
 def denoising_loss(base: Base, denoiser: Denoiser, batch: Batch, masked: bool = True) -> Tensor:
     """Mean over all elements of the squared error of prediction and target; masked: both times the subject mask.
 
-    The target is the base's own kind of prediction: the noise, or the velocity.
+    The target is the base's own kind of prediction: the noise, the velocity or the flow.
     """
     noisy_latents = base.noise_schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
-    error = denoiser.predict(noisy_latents, batch.timesteps, batch.conditioning).float() - _target(base, batch)
+    target = training_target(base.noise_schedule, batch.latents, batch.noise, batch.timesteps)
+    error = denoiser.predict(noisy_latents, batch.timesteps, batch.conditioning).float() - target
     return (error * batch.masks if masked else error).square().mean()
-
-
-def _target(base: Base, batch: Batch) -> Tensor:
-    kind = base.noise_schedule.config.prediction_type
-    if kind == "v_prediction":
-        return base.noise_schedule.get_velocity(batch.latents, batch.noise, batch.timesteps)
-    if kind == "epsilon":
-        return batch.noise
-    raise UserError(f'This base predicts "{kind}"; bases that predict "epsilon" or "v_prediction" can be trained on.')
 
 
 def _identity(

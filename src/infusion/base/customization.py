@@ -87,13 +87,13 @@ def attached(base: "Base", adapters: Sequence[Customization], borrows: Tensor | 
     _check_mix(residuals, vectors)
     with ExitStack() as stack:
         for path, tensor in _swapped(edits, names).items():
-            stack.enter_context(swap_parameter(base.unet, path, tensor))
+            stack.enter_context(swap_parameter(base.network, path, tensor))
         for edit in edits:
             if isinstance(edit, WrappedModules):
                 for path, wrapper in edit.wrappers.items():
-                    stack.enter_context(wrap_module(base.unet, path, wrapper))
+                    stack.enter_context(wrap_module(base.network, path, wrapper))
         texts = stack.enter_context(TextReader(base, vectors).attached()) if vectors else None
-        streams = stack.enter_context(TwinStreams(base.unet, residuals, borrows).attached()) if residuals else None
+        streams = stack.enter_context(TwinStreams(base.family, base.network, residuals, borrows).attached()) if residuals else None
         yield Customized(base, streams, texts)
 
 

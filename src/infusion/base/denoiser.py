@@ -1,7 +1,7 @@
 """Noisy latents, timesteps, conditioning -> prediction: the one signature that training, sampling and metrics call."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -14,15 +14,19 @@ from infusion.prompts import ConceptTokens
 class Conditioning:
     """What a batch of B rows is told.
 
-    text_states: [B, T, C]. concept_tokens: per row, the token positions of every concept the row names. token_ids and
-    attention_mask: [B, T], what the text model read; the mask is None where the model is given none. states_by_layer:
-    [B, T, C] by the path of a cross-attention layer that is told something else than `text_states`.
+    text_states: [B, T, C]. concept_tokens: per row, where in the text states every concept stands that the row names.
+    token_ids: [B, T], what the text model read, where there is one text model. attention_mask: [B, T], None where the
+    model is given none. pooled_states: [B, C'], where the network takes a summary of the prompt beside its tokens.
+    guidance_scale: [B], where the network itself is told how strongly to follow the prompt. states_by_layer: [B, T, C]
+    by the path of a cross-attention layer that is told something else than `text_states`.
     """
 
     text_states: Tensor
     concept_tokens: tuple[ConceptTokens, ...]
-    token_ids: Tensor
+    token_ids: Tensor | None = None
     attention_mask: Tensor | None = None
+    pooled_states: Tensor | None = None
+    guidance_scale: Tensor | None = None
     states_by_layer: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -31,24 +35,27 @@ class Conditioning:
     def rows(self, indices: Sequence[int]) -> "Conditioning":
         """The conditioning of the given rows, in that order; a row may be taken several times."""
         at = torch.as_tensor(indices, device=self.text_states.device)
-        return Conditioning(
-            self.text_states[at],
-            tuple(self.concept_tokens[i] for i in indices),
-            self.token_ids[at],
-            None if self.attention_mask is None else self.attention_mask[at],
-            {path: states[at] for path, states in self.states_by_layer.items()},
+        return replace(
+            self,
+            text_states=self.text_states[at],
+            concept_tokens=tuple(self.concept_tokens[i] for i in indices),
+            states_by_layer={path: states[at] for path, states in self.states_by_layer.items()},
+            **{name: None if value is None else value[at] for name, value in self._optional().items()},
         )
+
+    def _optional(self) -> dict[str, Tensor | None]:
+        """What not every model is told."""
+        return {name: getattr(self, name) for name in ("token_ids", "attention_mask", "pooled_states", "guidance_scale")}
 
 
 def concatenate(first: Conditioning, second: Conditioning) -> Conditioning:
     """The rows of `first`, then those of `second`; neither is told anything by layer."""
     assert not first.states_by_layer and not second.states_by_layer
-    masks = [rows.attention_mask for rows in (first, second) if rows.attention_mask is not None]
+    pairs = {name: (value, second._optional()[name]) for name, value in first._optional().items()}
     return Conditioning(
         torch.cat([first.text_states, second.text_states]),
         first.concept_tokens + second.concept_tokens,
-        torch.cat([first.token_ids, second.token_ids]),
-        torch.cat(masks) if masks else None,
+        **{name: None if a is None or b is None else torch.cat([a, b]) for name, (a, b) in pairs.items()},
     )
 
 

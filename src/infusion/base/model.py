@@ -1,4 +1,4 @@
-"""A folder or hub id in Stable Diffusion's layout -> Base: the frozen model; encode, predict, fingerprint."""
+"""A folder or hub id in diffusers' layout -> Base: the frozen model; encode, predict, fingerprint."""
 
 import hashlib
 import json
@@ -12,15 +12,16 @@ from string import hexdigits
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from infusion.base.cross_attention import cross_attentions
 from infusion.base.customization import Customization, attached
 from infusion.base.denoiser import Conditioning, Denoiser
+from infusion.base.families import Family, StableDiffusion, TextLayer, family_of
+from infusion.base.noise_schedule import noise_schedule
 from infusion.base.vocabulary import inverse_second_moment, typical_states
 from infusion.errors import UserError, first_line
-from infusion.prompts import parse_prompt, tokenize
+from infusion.prompts import parse_prompt
 
 TOYBOX = "toybox"
 TOYBOX_DIR = Path(__file__).parents[1] / "toybox" / "foundation"
@@ -29,51 +30,69 @@ _FINGERPRINT_WEIGHTS = 64
 
 @dataclass
 class Base:
-    """A frozen text-to-image model: the parts of a Stable Diffusion pipeline, and its name. A `Denoiser`.
+    """A frozen text-to-image model: a diffusers pipeline whose parts are shared, not copied. A `Denoiser`.
 
-    tokenizer: CLIPTokenizer. text_encoder: CLIPTextModel. unet: UNet2DConditionModel. vae: AutoencoderKL. scheduler:
-    any of diffusers'.
+    id: its name. family: what kind of model it is. scheduler: any of diffusers'; the pipeline's own at first.
     """
 
     id: str
-    tokenizer: Any
-    text_encoder: Any
-    unet: Any
-    vae: Any
+    family: Family
+    pipeline: Any
     scheduler: Any
 
     @classmethod
     def from_pipeline(cls, pipeline: Any) -> "Base":
-        """The base model inside a diffusers Stable Diffusion pipeline; its parts are shared, not copied.
+        """The base model inside a diffusers pipeline.
 
         Raises:
-            UserError: the pipeline lacks one of the parts of Stable Diffusion 1.x and 2.x.
+            UserError: the pipeline is of no family that can be customized, or lacks a part.
         """
-        missing = [part for part in cls.__annotations__ if part != "id" and getattr(pipeline, part, None) is None]
-        if missing or hasattr(pipeline, "text_encoder_2"):
-            lacks = f"lacks {', '.join(missing)}" if missing else "has two text encoders"
-            raise UserError(
-                f"{type(pipeline).__name__} {lacks}; models in the layout of Stable Diffusion 1.x and 2.x "
-                "(tokenizer, text_encoder, unet, vae, scheduler) can be customized."
-            )
-        if pipeline.unet.device.type == "meta":
+        family = family_of(pipeline)
+        if getattr(pipeline, family.network).device.type == "meta":
             raise UserError(
                 "This pipeline moves weights layer by layer (sequential CPU offload), so they cannot be customized: "
                 "use enable_model_cpu_offload(), or keep the model on one device."
             )
-        parts = {part: getattr(pipeline, part) for part in cls.__annotations__ if part != "id"}
         name = pipeline.config.get("_name_or_path") or type(pipeline).__name__
-        return cls(id=TOYBOX if Path(name) == TOYBOX_DIR else str(name), **parts)
+        return cls(TOYBOX if Path(name) == TOYBOX_DIR else str(name), family, pipeline, pipeline.scheduler)
+
+    @property
+    def network(self) -> Any:
+        """The denoiser: a UNet or a transformer."""
+        return getattr(self.pipeline, self.family.network)
+
+    @property
+    def vae(self) -> Any:
+        return self.pipeline.vae
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.pipeline.tokenizer
+
+    @property
+    def text_encoder(self) -> Any:
+        return self.pipeline.text_encoder
+
+    @property
+    def text_layers(self) -> dict[str, TextLayer]:
+        """Every layer of the network that reads text, by module path."""
+        return self.family.text_layers(self.network)
+
+    @property
+    def _parts(self) -> list[Any]:
+        """Everything with weights."""
+        encoders = [getattr(self.pipeline, name) for name in self.family.text_encoders]
+        return [part for part in (*encoders, self.network, self.vae) if part is not None]
 
     def freeze(self) -> None:
         """No weight of the base is trained from here on."""
-        for part in (self.text_encoder, self.unet, self.vae):
+        for part in self._parts:
             part.requires_grad_(False).eval()
 
     @cached_property
     def noise_schedule(self) -> Any:
-        """How noise is added in training, whichever scheduler samples: z_t = sqrt(abar_t) z_0 + sigma_t noise."""
-        return DDPMScheduler.from_config(self.scheduler.config)
+        """How noise is added in training, whichever scheduler samples: a DDPMScheduler, or a `FlowSchedule`."""
+        return noise_schedule(self.scheduler)
 
     @cached_property
     def text_metric(self) -> Tensor:
@@ -82,25 +101,25 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        return self.network.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unet.dtype
+        return self.network.dtype
 
     @property
-    def generation(self) -> str:
-        """ "v1" or "v2" of Stable Diffusion, told apart by the width of the text states."""
-        return "v2" if self.unet.config.cross_attention_dim == 1024 else "v1"
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the latents of a picture of the size the model was made for."""
+        return self.family.latent_shape(self.pipeline)
 
     @property
     def size_px(self) -> int:
         """Side of the pictures the model was made for, in pixels."""
-        return self.unet.config.sample_size * self.pixels_per_latent
+        return self.latent_shape[1] * self.pixels_per_latent
 
     @property
     def pixels_per_latent(self) -> int:
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return self.pipeline.vae_scale_factor
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], words: Mapping[str, str] | None = None) -> Conditioning:
@@ -113,21 +132,30 @@ class Base:
         Raises:
             UserError: a placeholder names no concept, or stands beyond the last token the model reads.
         """
-        parsed = [parse_prompt(prompt, words or {}) for prompt in prompts]
-        encoded, concept_tokens = tokenize(self.tokenizer, parsed)
-        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
-        token_ids = encoded.input_ids.to(self.device)
-        mask = encoded.attention_mask.to(self.device) if masked else None
-        return Conditioning(self.read_tokens(token_ids, mask), tuple(concept_tokens), token_ids, mask)
+        return self.family.encode(self.pipeline, [parse_prompt(prompt, words or {}) for prompt in prompts])
+
+    @torch.no_grad()
+    def encode_negative(self, prompts: Sequence[str]) -> Conditioning:
+        """Text states of the prompts that classifier-free guidance moves away from."""
+        return self.family.encode_negative(self.pipeline, [parse_prompt(prompt, {}) for prompt in prompts])
 
     def read_tokens(self, token_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Text states [B, T, C] of token ids [B, T]."""
-        return self.text_encoder(token_ids, attention_mask=attention_mask)[0].to(self.dtype)
+        """Text states [B, T, C] of token ids [B, T].
+
+        Raises:
+            UserError: the family has no one text model whose words could be changed.
+        """
+        if not isinstance(self.family, StableDiffusion):
+            raise UserError(
+                f'"{self.id}" is a model of the family {self.family.architecture}; methods that train words work on '
+                "Stable Diffusion 1.x and 2.x."
+            )
+        return self.family.read_tokens(self.pipeline, token_ids, attention_mask)
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The network's prediction, of the kind `scheduler.config.prediction_type` names; [B, C, H, W]."""
-        inputs = (noisy_latents.to(self.dtype), timesteps)
-        return self.unet(*inputs, encoder_hidden_states=conditioning.text_states, return_dict=False)[0]
+        """The network's prediction, of the kind that `noise_schedule` names; [B, C, H, W]."""
+        inputs = self.family.inputs(self.pipeline, noisy_latents.to(self.dtype), timesteps, conditioning)
+        return self.family.prediction(self.network(**inputs, return_dict=False)[0], noisy_latents)
 
     @contextmanager
     def customized(self, *adapters: Customization, borrows: Tensor | None = None) -> Iterator[Denoiser]:
@@ -143,19 +171,19 @@ class Base:
         """A hash of every weight and of the noise schedule, 16 hexadecimal digits: for results that depend on all."""
         schedule = json.dumps(dict(self.noise_schedule.config), sort_keys=True, default=str)
         digest = hashlib.sha256(schedule.encode())
-        for part in (self.text_encoder, self.unet, self.vae):
+        for part in self._parts:
             for name, tensor in sorted(part.state_dict().items()):
                 digest.update(name.encode())
                 digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def fingerprint(self) -> str:
-        """64 weights of the cross-attention keys, rounded to bfloat16, as hexadecimal digits.
+        """64 weights of the keys where text is read, rounded to bfloat16, as hexadecimal digits.
 
         Unlike a hash it may be compared with a tolerance (`same_base`), so that the same model is recognised in another
         precision, and with the adapters of other tools beside it.
         """
-        layers = [layer.to_k for layer in cross_attentions(self.unet).values()]
+        layers = [layer.attention.to_k for layer in self.text_layers.values()]
         weights = [getattr(layer, "base_layer", layer).weight.flatten() for layer in layers]
         picked = []
         for i in range(_FINGERPRINT_WEIGHTS):
@@ -182,7 +210,7 @@ def load_base(
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Base:
-    """Load a base model: "toybox", a folder, or a hub id that `StableDiffusionPipeline.from_pretrained` loads.
+    """Load a base model: "toybox", a folder, or a hub id in diffusers' layout.
 
     Args:
         device: by default the first CUDA device, Apple's, or the CPU.
@@ -192,26 +220,32 @@ def load_base(
         UserError: nothing loadable is found there.
     """
     name = str(name_or_path)
-    path = TOYBOX_DIR if name == TOYBOX else name
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            path, dtype=dtype, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
+        pipeline = _load_pipeline(TOYBOX_DIR if name == TOYBOX else name, dtype)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f'No base model could be loaded from "{name}": {first_line(error)} Give "{TOYBOX}", or a '
-            "folder or hub id in the diffusers layout of Stable Diffusion (with a model_index.json)."
+            f'No base model could be loaded from "{name}": {first_line(error)} Give "{TOYBOX}", or a folder or hub id '
+            "in the diffusers layout (with a model_index.json)."
         ) from error
     base = Base.from_pipeline(pipeline.to(device or _default_device()))
     base.id = name
-    channels = base.unet.config.in_channels, base.vae.config.latent_channels
-    if channels[0] != channels[1]:
+    channels, there = base.latent_shape[0], base.vae.config.latent_channels
+    if channels != there:
         raise UserError(
-            f'"{name}" takes {channels[0]} channels where its latents have {channels[1]}: it is an inpainting or '
+            f'"{name}" takes {channels} channels where its latents have {there}: it is an inpainting or '
             "editing model. Give a text-to-image model; adapters trained on it work in inpainting pipelines too."
         )
     base.freeze()
     return base
+
+
+def _load_pipeline(path: str | Path, dtype: torch.dtype) -> Any:
+    """Without the parts that only look at finished pictures."""
+    unneeded = DiffusionPipeline.load_config(path).keys() & {"safety_checker", "feature_extractor", "image_encoder"}
+    options: dict[str, Any] = {name: None for name in unneeded}
+    if "safety_checker" in unneeded:
+        options["requires_safety_checker"] = False
+    return DiffusionPipeline.from_pretrained(path, dtype=dtype, **options)
 
 
 def _default_device() -> str:

@@ -1,11 +1,13 @@
 """Rows that name a concept run twice: as their untouched foundation, then customized beside it.
 
 The foundation pass is the unmodified network on the whole batch, so every row without a concept is the base model's
-to the bit. The customized pass runs only the rows that name a concept; at every cross-attention their queries are
-replaced by their twin's, so that the attention maps are the foundation's (keys come from the same text), and learned
-residuals are added to the values at the concept's tokens:
+to the bit. The customized pass runs only the rows that name a concept; in every layer that reads text it takes over
+what its twin's attention map is made of, and learned residuals are added to the values at the concept's tokens:
 
     out_c = A_f (V + sum_{j in J} e_j r_l^T)        Infusion, arXiv 2404.14007, section 4
+
+In cross-attention the keys come from the same text in both streams, so that taking over the queries is enough. Where
+image and text attend jointly, queries and keys of all tokens are taken over.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,11 +18,10 @@ from inspect import signature
 from typing import Any
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
-from infusion.base.cross_attention import cross_attentions
 from infusion.base.edits import hook_output, wrap_forward
+from infusion.base.families import Family
 from infusion.errors import UserError
 from infusion.prompts import ConceptTokens
 
@@ -53,45 +54,58 @@ class _Plan:
 
 
 class TwinStreams:
-    """Runs a UNet with value residuals. `rows` says which concepts each row of the next batch names, and where.
+    """Runs a network with value residuals. `rows` says which concepts each row of the next batch names, and where.
 
-    borrows: [B] which of those rows take the foundation's queries; by default what the residuals say.
+    borrows: [B] which of those rows take over the foundation's maps; by default what the residuals say.
     """
 
-    def __init__(self, network: nn.Module, residuals: Sequence[ValueResiduals], borrows: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        family: Family,
+        network: nn.Module,
+        residuals: Sequence[ValueResiduals],
+        borrows: Tensor | None = None,
+    ) -> None:
+        self.family = family
         self.network = network
         self.residuals = {residual.concept: residual for residual in residuals}
         self.borrows = borrows
         self.rows: Sequence[ConceptTokens] = ()
         self._recording: _Plan | None = None
         self._replaying: _Plan | None = None
-        self._queries: dict[str, Tensor] = {}
+        self._recorded: dict[str, Tensor] = {}
 
     @contextmanager
     def attached(self) -> Iterator["TwinStreams"]:
         """Within the block every call of the network is run in two streams; afterwards no trace is left."""
         with ExitStack() as stack:
-            for path, layer in cross_attentions(self.network).items():
-                stack.enter_context(hook_output(layer.to_q, partial(self._on_queries, path)))
-                stack.enter_context(hook_output(layer.to_k, partial(self._on_keys, path)))
-                stack.enter_context(hook_output(layer.to_v, partial(self._on_values, path)))
+            for path, layer in self.family.text_layers(self.network).items():
+                for name in layer.borrowed:
+                    change = partial(self._on_borrowed, f"{path}.{name}")
+                    stack.enter_context(hook_output(getattr(layer.attention, name), change))
+                stack.enter_context(hook_output(getattr(layer.attention, layer.keys), partial(self._on_keys, path)))
+                stack.enter_context(hook_output(getattr(layer.attention, layer.values), partial(self._on_values, path)))
             stack.enter_context(wrap_forward(self.network, self._forward))
             yield self
 
     def _forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         inputs = signature(type(self.network).forward).bind(self.network, *args, **kwargs).arguments
         del inputs["self"]
-        as_dict = inputs.pop("return_dict", True)
-        plan = self._plan(len(inputs["sample"]), inputs["encoder_hidden_states"])
+        as_output = inputs.pop("return_dict", True)
+        batch_size = len(next(iter(inputs.values())))  # the noisy latents, whatever the network calls them
+        plan = self._plan(batch_size, inputs["encoder_hidden_states"])
         if plan is None:
-            return original(**inputs, return_dict=as_dict)
+            return original(**inputs, return_dict=as_output)
         # taken first, because the network empties some of the lists it is given
-        rows = {name: _take_rows(value, plan.at, len(inputs["sample"])) for name, value in inputs.items()}
+        rows = {
+            name: value if name in self.family.shared_inputs else _take_rows(value, plan.at, batch_size)
+            for name, value in inputs.items()
+        }
         prediction = self._foundation_pass(original, inputs, plan)
         changed = self._customized_pass(original, rows, plan)
         if prediction is not None:
-            changed = prediction.index_copy(0, plan.at, changed)
-        return UNet2DConditionOutput(sample=changed) if as_dict else (changed,)
+            changed.sample = prediction.index_copy(0, plan.at, changed.sample)
+        return changed if as_output else (changed.sample,)
 
     def _plan(self, batch_size: int, text_states: Tensor) -> _Plan | None:
         """Which rows of a batch are customized; under guidance the unconditional rows come first."""
@@ -119,7 +133,7 @@ class TwinStreams:
 
     def _foundation_pass(self, original: Callable[..., Any], inputs: Mapping[str, Any], plan: _Plan) -> Tensor | None:
         """The untouched network on the whole batch, without gradient; skipped where nothing of it is needed."""
-        if len(plan.at) == len(inputs["sample"]) and not plan.borrows.any():
+        if len(plan.at) == len(next(iter(inputs.values()))) and not plan.borrows.any():
             return None
         self._recording = plan
         try:
@@ -128,22 +142,22 @@ class TwinStreams:
         finally:
             self._recording = None
 
-    def _customized_pass(self, original: Callable[..., Any], rows: Mapping[str, Any], plan: _Plan) -> Tensor:
-        """The rows that name a concept, with their twins' queries and the residuals on their values."""
+    def _customized_pass(self, original: Callable[..., Any], rows: Mapping[str, Any], plan: _Plan) -> Any:
+        """The rows that name a concept, with their twins' maps and the residuals on their values."""
         self._replaying = plan
         try:
-            return original(**rows, return_dict=False)[0]
+            return original(**rows, return_dict=True)
         finally:
             self._replaying = None
-            self._queries.clear()
+            self._recorded.clear()
 
-    def _on_queries(self, path: str, queries: Tensor) -> Tensor:
-        """queries [B, N, W]: kept in the foundation pass, taken over in the customized one."""
+    def _on_borrowed(self, path: str, states: Tensor) -> Tensor:
+        """states [B, L, W]: kept in the foundation pass, taken over in the customized one."""
         if self._recording:
-            self._queries[path] = queries[self._recording.at]
-        if self._replaying and path in self._queries:
-            return torch.where(self._replaying.borrows[:, None, None], self._queries[path], queries)
-        return queries
+            self._recorded[path] = states[self._recording.at]
+        if self._replaying and path in self._recorded:
+            return torch.where(self._replaying.borrows[:, None, None], self._recorded[path], states)
+        return states
 
     def _on_values(self, path: str, values: Tensor) -> Tensor:
         return self._added(values, {name: residual.vectors.get(path) for name, residual in self.residuals.items()})
@@ -152,12 +166,17 @@ class TwinStreams:
         return self._added(keys, {name: residual.key_vectors.get(path) for name, residual in self.residuals.items()})
 
     def _added(self, states: Tensor, vectors: Mapping[str, Tensor | None]) -> Tensor:
-        """states [K, T, W] of the customized pass, with every concept's vector [W] at the tokens that name it."""
+        """states [K, L, W] of the customized pass, with every concept's vector [W] at the tokens that name it.
+
+        The T text tokens stand first among the L positions; mostly they are all of them.
+        """
         if not self._replaying:
             return states
         for concept, vector in vectors.items():
             if vector is not None:
-                added = self._replaying.here[concept][..., None] * vector.to(states.device)
+                here = self._replaying.here[concept]
+                here = nn.functional.pad(here, (0, states.shape[1] - here.shape[1]))
+                added = here[..., None] * vector.to(states.device)
                 states = states + added.to(states.dtype)
         return states
 

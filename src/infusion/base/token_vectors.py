@@ -54,7 +54,7 @@ class TextReader:
     def attached(self) -> Iterator["TextReader"]:
         """Within the block, layers with states of their own are given those of the conditioning read last."""
         paths = {path for vectors in self.edits.values() for path in vectors} - {ALL_LAYERS}
-        layers = cross_attentions(self.base.unet) if paths else {}
+        layers = cross_attentions(self.base.network) if paths else {}
         with ExitStack() as stack:
             for path in paths:
                 for projection in (layers[path].to_k, layers[path].to_v):

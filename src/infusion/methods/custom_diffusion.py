@@ -139,5 +139,5 @@ def _concept_states(base: Base, adapter: CustomDiffusionAdapter) -> Tensor:
 
 
 def _keys_and_values(base: Base) -> dict[str, Tensor]:
-    layers = cross_attentions(bare(base.unet)).items()
+    layers = cross_attentions(bare(base.network)).items()
     return {f"{path}.{name}.weight": getattr(layer, name).weight for path, layer in layers for name in ("to_k", "to_v")}

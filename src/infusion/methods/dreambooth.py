@@ -33,7 +33,7 @@ class DreamBooth(PriorPreservingMethod):
 
     def num_parameters(self, base: Base, class_noun: str) -> int:
         """All of the UNet's: 860 million on Stable Diffusion 1.5."""
-        return sum(parameter.numel() for parameter in base.unet.parameters())
+        return sum(parameter.numel() for parameter in base.network.parameters())
 
     def restored(
         self, base: Base, tensors: Mapping[str, Tensor], concept_name: str, class_noun: str
@@ -46,11 +46,11 @@ class DreamBoothAdapter(Adapter):
 
     def __init__(self, method: DreamBooth, concept_name: str, class_noun: str, base: Base) -> None:
         super().__init__(method, concept_name, class_noun)
-        for path, weight in bare(base.unet).named_parameters():
+        for path, weight in bare(base.network).named_parameters():
             register_at(self, path, nn.Parameter(weight.detach().float().clone()))
 
     def check_fits(self, base: Base) -> None:
-        there = {path: weight.shape for path, weight in bare(base.unet).named_parameters()}
+        there = {path: weight.shape for path, weight in bare(base.network).named_parameters()}
         if {path: weight.shape for path, weight in self.named_parameters()} != there:
             raise UserError(
                 f'The weights of <{self.concept_name}> are not those of the network of "{base.id}": they are for '

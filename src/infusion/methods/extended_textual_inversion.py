@@ -33,7 +33,7 @@ class ExtendedTextualInversion(Method):
 
     def num_parameters(self, base: Base, class_noun: str) -> int:
         """Layers times tokens of the noun times the width of the text model: 16 x 768 on Stable Diffusion 1.5."""
-        return len(value_widths(base.unet)) * embeddings_of(base, class_noun).numel()
+        return len(value_widths(base.network)) * embeddings_of(base, class_noun).numel()
 
     def restored(
         self, base: Base, tensors: Mapping[str, Tensor], concept_name: str, class_noun: str
@@ -41,7 +41,7 @@ class ExtendedTextualInversion(Method):
         return load_tensors(self._fresh(base, concept_name, class_noun), tensors, base)
 
     def _fresh(self, base: Base, concept_name: str, class_noun: str) -> "ExtendedTextualInversionAdapter":
-        vectors = dict.fromkeys(value_widths(base.unet), embeddings_of(base, class_noun))
+        vectors = dict.fromkeys(value_widths(base.network), embeddings_of(base, class_noun))
         return ExtendedTextualInversionAdapter(self, concept_name, class_noun, vectors)
 
 
@@ -61,7 +61,7 @@ class ExtendedTextualInversionAdapter(Adapter):
     def check_fits(self, base: Base) -> None:
         vectors = self.vectors()
         width = base.text_encoder.get_input_embeddings().embedding_dim
-        if vectors.keys() != value_widths(base.unet).keys() or any(v.shape[1] != width for v in vectors.values()):
+        if vectors.keys() != value_widths(base.network).keys() or any(v.shape[1] != width for v in vectors.values()):
             raise UserError(
                 f"<{self.concept_name}> has vectors for other cross-attention layers, or for a text model of another "
                 f'width, than those of "{base.id}": it is for another architecture.'

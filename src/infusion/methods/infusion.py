@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from infusion.base.cross_attention import value_widths
+from infusion.base.families import TextLayer
 from infusion.base.model import Base
 from infusion.base.streams import ValueResiduals
 from infusion.errors import UserError
@@ -18,7 +18,7 @@ from infusion.settings import setting
 if TYPE_CHECKING:
     from infusion.concept import Concept
 
-_VALUE, _KEY = ".to_v.value_residual", ".to_k.key_residual"
+_VALUE, _KEY = ".value_residual", ".key_residual"
 _NAMED_LAYERS = {"all": "*", "down": "down_blocks.*", "mid": "mid_block.*", "up": "up_blocks.*"}
 
 
@@ -69,32 +69,31 @@ class Infusion(Method):
         """Zero residuals for the chosen layers: a fresh adapter is silent.
 
         Raises:
-            UserError: `layers` matches no cross-attention layer of the base.
+            UserError: `layers` matches no layer of the base that reads text.
         """
-        widths = self._layer_widths(base.unet)
-        return InfusionAdapter(self, concept.name, concept.class_noun, widths).to(base.device)
+        layers = self._layers(base)
+        return InfusionAdapter(self, concept.name, concept.class_noun, _widths(layers, self.keys)).to(base.device)
 
     def num_parameters(self, base: Base, class_noun: str) -> int:
         """The sum of the widths of the chosen layers: 12,480 for all of Stable Diffusion 1.5; twice that with keys."""
-        return sum(self._layer_widths(base.unet).values()) * (2 if self.keys else 1)
+        return sum(_widths(self._layers(base), self.keys).values())
 
-    def _layer_widths(self, network: nn.Module) -> dict[str, int]:
-        widths = value_widths(network)
+    def _layers(self, base: Base) -> dict[str, TextLayer]:
+        there = base.text_layers
         patterns = [_NAMED_LAYERS.get(part.strip(), part.strip()) for part in self.layers.split(",")]
-        chosen = {path: w for path, w in widths.items() if any(fnmatchcase(path, pattern) for pattern in patterns)}
+        chosen = {path: layer for path, layer in there.items() if any(fnmatchcase(path, p) for p in patterns)}
         if not chosen:
             raise UserError(
-                f'layers = "{self.layers}" matches none of this model\'s {len(widths)} cross-attention layers; allowed '
-                f"are {', '.join(_NAMED_LAYERS)}, or patterns for paths such as {next(iter(widths), 'none')}."
+                f'layers = "{self.layers}" matches none of this model\'s {len(there)} layers that read text; allowed '
+                f"are {', '.join(_NAMED_LAYERS)}, or patterns for paths such as {next(iter(there), 'none')}."
             )
         return chosen
 
     def restored(
         self, base: Base, tensors: Mapping[str, Tensor], concept_name: str, class_noun: str
     ) -> "InfusionAdapter":
-        values = {name: tensor for name, tensor in tensors.items() if name.endswith(_VALUE)}
-        widths = {name.removesuffix(_VALUE): tensor.numel() for name, tensor in values.items()}
-        _check_layers(widths, base, concept_name)
+        widths = {name: tensor.numel() for name, tensor in tensors.items()}
+        _check_names(widths, base, concept_name, self.keys)
         return load_tensors(InfusionAdapter(self, concept_name, class_noun, widths), tensors, base)
 
 
@@ -109,14 +108,13 @@ class InfusionAdapter(Adapter):
 
     def __init__(self, method: Infusion, concept_name: str, class_noun: str, widths: Mapping[str, int]) -> None:
         super().__init__(method, concept_name, class_noun)
-        for path, width in widths.items():
-            for suffix in (_VALUE, _KEY) if method.keys else (_VALUE,):
-                register_at(self, path + suffix, nn.Parameter(torch.zeros(width)))
+        for name, width in widths.items():
+            register_at(self, name, nn.Parameter(torch.zeros(width)))
 
     def residuals(self, suffix: str = _VALUE) -> dict[str, nn.Parameter]:
         """The value residuals by layer path."""
         named = self.named_parameters()
-        return {name.removesuffix(suffix): parameter for name, parameter in named if name.endswith(suffix)}
+        return {_layer_path(name): parameter for name, parameter in named if name.endswith(suffix)}
 
     def draw_borrows(self, batch_size: int, generator: torch.Generator) -> Tensor | None:
         if self.method.streams != "mixed":
@@ -124,18 +122,32 @@ class InfusionAdapter(Adapter):
         return torch.rand(batch_size, generator=generator) < self.method.mixing_probability
 
     def check_fits(self, base: Base) -> None:
-        _check_layers({path: len(residual) for path, residual in self.residuals().items()}, base, self.concept_name)
+        widths = {name: len(residual) for name, residual in self.named_parameters()}
+        _check_names(widths, base, self.concept_name, self.method.keys)
 
     def edits(self, base: Base) -> list[ValueResiduals]:
         borrows = self.method.streams != "single"
         return [ValueResiduals(self.concept_name, self.residuals(), borrows, self.residuals(_KEY))]
 
 
-def _check_layers(widths: Mapping[str, int], base: Base, concept_name: str) -> None:
-    there = value_widths(base.unet)
-    for path, width in widths.items():
-        if there.get(path) != width:
+def _widths(layers: Mapping[str, TextLayer], keys: bool) -> dict[str, int]:
+    """Lengths of the residuals of layers, by name in the file: the projection's path and what is added to it."""
+    widths = {f"{path}.{layer.values}{_VALUE}": layer.width for path, layer in layers.items()}
+    if keys:
+        widths |= {f"{path}.{layer.keys}{_KEY}": layer.width for path, layer in layers.items()}
+    return widths
+
+
+def _layer_path(name: str) -> str:
+    """The path of the layer that the residual called `name` is of."""
+    return name.rsplit(".", 2)[0]
+
+
+def _check_names(widths: Mapping[str, int], base: Base, concept_name: str, keys: bool) -> None:
+    there = _widths(base.text_layers, keys)
+    for name, width in widths.items():
+        if there.get(name) != width:
             raise UserError(
-                f'The adapter of "{concept_name}" edits {path} with width {width}, but the base "{base.id}" has '
-                f"{there.get(path, 'no such layer')} there: it is for another architecture."
+                f'The adapter of "{concept_name}" edits {_layer_path(name)} with width {width}, but the base '
+                f'"{base.id}" has {there.get(name, "no such layer")} there: it is for another architecture.'
             )

@@ -42,7 +42,7 @@ class LoRA(RareTokenMethod):
 
     def num_parameters(self, base: Base, class_noun: str) -> int:
         """Rank times the sum of inputs and outputs of the projections: 797,184 on Stable Diffusion 1.5 at rank 4."""
-        layers = _projections(base.unet).values()
+        layers = _projections(base.network).values()
         return sum(self.rank * (layer.in_features + layer.out_features) for layer in layers)
 
     def restored(self, base: Base, tensors: Mapping[str, Tensor], concept_name: str, class_noun: str) -> "LoRAAdapter":
@@ -71,13 +71,13 @@ class LoRAAdapter(Adapter):
     def __init__(self, method: LoRA, concept_name: str, class_noun: str, base: Base) -> None:
         super().__init__(method, concept_name, class_noun)
         # In a dictionary they are not registered: they hold the base's own weights, which are no part of the adapter.
-        self.layers = _peft_layers(_projections(base.unet), method.rank)
+        self.layers = _peft_layers(_projections(base.network), method.rank)
         for path, layer in self.layers.items():
             for matrix in _MATRICES:
                 register_at(self, f"{_PREFIX}{path}.{matrix}.weight", getattr(layer, matrix)["default"].weight)
 
     def check_fits(self, base: Base) -> None:
-        there = {path: (layer.in_features, layer.out_features) for path, layer in _projections(base.unet).items()}
+        there = {path: (layer.in_features, layer.out_features) for path, layer in _projections(base.network).items()}
         if {path: (layer.in_features, layer.out_features) for path, layer in self.layers.items()} != there:
             raise UserError(
                 f'The LoRA of <{self.concept_name}> adds to other projections than those of "{base.id}": it is for '

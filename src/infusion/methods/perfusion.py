@@ -59,7 +59,7 @@ class Perfusion(Method):
 
     def num_parameters(self, base: Base, class_noun: str) -> int:
         """The word and one target a layer: 768 + 12,480 on Stable Diffusion 1.5 for "cat"."""
-        return embeddings_of(base, class_noun).numel() + sum(value_widths(base.unet).values())
+        return embeddings_of(base, class_noun).numel() + sum(value_widths(base.network).values())
 
     def restored(
         self, base: Base, tensors: Mapping[str, Tensor], concept_name: str, class_noun: str
@@ -75,10 +75,10 @@ class PerfusionAdapter(Adapter):
     def __init__(self, method: Perfusion, concept_name: str, class_noun: str, base: Base) -> None:
         super().__init__(method, concept_name, class_noun)
         self.register_parameter(_VECTORS, nn.Parameter(embeddings_of(base, class_noun)))
-        for path, width in value_widths(bare(base.unet)).items():
+        for path, width in value_widths(bare(base.network)).items():
             register_at(self, path + _TARGET, nn.Parameter(torch.zeros(width)))
         for name in _INPUTS:
-            self.register_buffer(name, torch.zeros(base.unet.config.cross_attention_dim))
+            self.register_buffer(name, torch.zeros(base.network.config.cross_attention_dim))
 
     @torch.no_grad()
     def start(self, base: Base) -> None:
@@ -86,7 +86,7 @@ class PerfusionAdapter(Adapter):
         encoding = self._encoding(base)
         for name in _INPUTS:
             self.get_buffer(name).copy_(encoding)
-        for path, layer in cross_attentions(base.unet).items():
+        for path, layer in cross_attentions(base.network).items():
             self.get_parameter(path + _TARGET).copy_(F.linear(encoding, layer.to_v.weight.float()))
         self._point(base)
 
@@ -117,7 +117,7 @@ class PerfusionAdapter(Adapter):
 
     def check_fits(self, base: Base) -> None:
         targets = {name.removesuffix(_TARGET): len(p) for name, p in self.named_parameters() if name != _VECTORS}
-        if targets != value_widths(bare(base.unet)):
+        if targets != value_widths(bare(base.network)):
             raise UserError(
                 f'<{self.concept_name}> has targets for other cross-attention layers than those of "{base.id}": it is '
                 "for another architecture."
@@ -125,7 +125,7 @@ class PerfusionAdapter(Adapter):
 
     def edits(self, base: Base) -> Sequence[Edit]:
         wrappers = {}
-        for path, layer in cross_attentions(base.unet).items():
+        for path, layer in cross_attentions(base.network).items():
             wrappers[f"{path}.to_k"] = partial(
                 self._gated, F.linear(self.get_buffer("class_input"), _weight(layer.to_k))
             )
