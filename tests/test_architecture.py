@@ -15,7 +15,7 @@ ROWS = [
     {"two_concepts", "validity", "evaluation_defaults"},
     {"evaluation", "stopping"},
     {"training"},
-    {"report", "pipeline", "comparison", "comparison_page", "comparison_plots"},
+    {"report", "pipeline", "customized_pipeline", "comparison", "comparison_page", "comparison_plots"},
     {"checkpoint", "dataset", "sampling", "adapter_file", "masks"},
     {"metrics"},
     {"methods", "latents"},

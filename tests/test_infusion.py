@@ -6,7 +6,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from infusion.base import Base
 from infusion.base.cross_attention import AttentionRecorder, cross_attentions
+from infusion.base.families import StableDiffusion
 from infusion.errors import UserError
 from infusion.methods import Infusion
 
@@ -105,7 +107,12 @@ def test_two_rows_equal_each_row_alone(base, concept):
 def test_parameter_count_on_stable_diffusion_1_5(layers, count):
     with torch.device("meta"):
         unet = UNet2DConditionModel(**SD15)
-    assert Infusion(layers=layers).num_parameters(SimpleNamespace(unet=unet), "cat") == count
+    assert (
+        Infusion(layers=layers).num_parameters(
+            Base("sd", StableDiffusion(768), SimpleNamespace(unet=unet), None), "cat"
+        )
+        == count
+    )
 
 
 def test_fused_projections_are_refused(base, concept):

@@ -13,9 +13,10 @@ from PIL import Image
 
 from infusion.adapter_file import save_adapter
 from infusion.base import Base, attached
+from infusion.customized_pipeline import customize
 from infusion.errors import UserError
 from infusion.methods import Infusion
-from infusion.pipeline import customize, generate, sample_prompts
+from infusion.pipeline import generate, sample_prompts
 
 
 def generators(*seeds):

@@ -19,10 +19,11 @@ from infusion.base.edits import hook_output
 from infusion.base.model import TOYBOX_DIR
 from infusion.base.token_vectors import TokenVectors
 from infusion.base.vocabulary import typical_states
+from infusion.customized_pipeline import customize
 from infusion.errors import UserError
 from infusion.methods import METHODS, read_lora, read_textual_inversion, together
 from infusion.methods.custom_diffusion import _concept_states, merged
-from infusion.pipeline import customize, generate, sample_prompts
+from infusion.pipeline import generate, sample_prompts
 from infusion.training import train
 
 PROMPT = "a <my-cat> on the beach"

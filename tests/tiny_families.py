@@ -117,7 +117,9 @@ def stable_diffusion_xl() -> StableDiffusionXLPipeline:
         projection_class_embeddings_input_dim=16 + 6 * 8,
         norm_num_groups=8,
     )
-    scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+    )
     return StableDiffusionXLPipeline(
         vae=vae(),
         text_encoder=clip(),
@@ -151,14 +153,14 @@ def sana() -> SanaPipeline:
     transformer = SanaTransformer2DModel(
         in_channels=4,
         out_channels=4,
-        num_layers=2,
+        num_layers=3,
         num_attention_heads=2,
         attention_head_dim=8,
         num_cross_attention_heads=2,
         cross_attention_head_dim=8,
         cross_attention_dim=16,
         caption_channels=16,
-        sample_size=8,
+        sample_size=16,
     )
     autoencoder = AutoencoderDC(
         latent_channels=4,
@@ -177,9 +179,7 @@ def sana() -> SanaPipeline:
         decoder_act_fns="silu",
         scaling_factor=0.41407,
     )
-    scheduler = DPMSolverMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-    )
+    scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     return SanaPipeline(
         tokenizer=gemma_tokenizer(), text_encoder=gemma(), vae=autoencoder, transformer=transformer, scheduler=scheduler
     )

@@ -20,7 +20,7 @@ _HOMES = {
     "save_adapter": "adapter_file",
     "load_adapter": "adapter_file",
     "generate": "pipeline",
-    "customize": "pipeline",
+    "customize": "customized_pipeline",
 }
 __all__ = list(_HOMES)
 

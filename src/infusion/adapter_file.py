@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from infusion.base import Base, same_base
+from infusion.base.noise_schedule import FLOW
 from infusion.concept import checked_class_noun, checked_name
 from infusion.errors import UserError
 from infusion.files import whole_file
@@ -22,6 +23,7 @@ from infusion.methods import METHODS, Adapter
 from infusion.settings import from_mapping
 
 _SCHEMA = 1
+_PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample", FLOW: "flow"}
 _DESCRIPTION = {
     "method": str,
     "paper": str,
@@ -56,7 +58,7 @@ def save_adapter(adapter: Adapter, path: str | Path, base: Base, training: Mappi
         "num_parameters": adapter.num_parameters,
         "concept_name": adapter.concept_name,
         "class_noun": adapter.class_noun,
-        "base": {"id": base.id, "fingerprint": base.fingerprint()},
+        "base": {"id": base.id, "family": base.family.architecture, "fingerprint": base.fingerprint()},
         "training": dict(training or {}),
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
         "created": created,
@@ -68,7 +70,7 @@ def save_adapter(adapter: Adapter, path: str | Path, base: Base, training: Mappi
         "modelspec.title": adapter.concept_name,
         "modelspec.date": created,
         "modelspec.trigger_phrase": trigger_phrase,
-        "modelspec.prediction_type": "v" if base.scheduler.config.prediction_type == "v_prediction" else "epsilon",
+        "modelspec.prediction_type": _PREDICTION_TYPES[base.noise_schedule.config.prediction_type],
         "infusion": json.dumps(about, sort_keys=True),
     }
     metadata["infusion.sha256"] = _digest(tensors, metadata)
@@ -133,7 +135,12 @@ def load_adapter(path: str | Path, base: Base, any_base: bool = False) -> Adapte
     if about["method"] not in METHODS:
         raise UserError(f'{path} was made by the method "{about["method"]}"; known are: {", ".join(METHODS)}.')
     method = from_mapping(METHODS[about["method"]], about["settings"])
-    made_for = about["base"]
+    made_for, family = about["base"], base.family.architecture
+    if made_for.get("family", family) != family:
+        raise UserError(
+            f'{path} was trained on a model of the family {made_for["family"]}, but the base "{base.id}" is of '
+            f"{family}; load a base of the first."
+        )
     if not any_base and not same_base(made_for["fingerprint"], base.fingerprint()):
         raise UserError(
             f'{path} was trained on the base "{made_for["id"]}", but the base loaded is "{base.id}", whose weights '

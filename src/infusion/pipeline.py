@@ -1,23 +1,18 @@
-"""Adapters + prompts + seeds -> pictures: our own sampler, and any diffusers Stable Diffusion pipeline."""
+"""A base + adapters + prompts + seeds -> pictures, by our own sampler."""
 
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from infusion.adapter_file import load_adapter
-from infusion.base import Base, attached
-from infusion.base.token_vectors import TokenVectors
-from infusion.errors import UserError
+from infusion.base import Base
 from infusion.latents import decode_latents
 from infusion.methods import Adapter, together
-from infusion.prompts import Prompt, parse_prompt, tokenize
+from infusion.prompts import parse_prompt
 from infusion.sampling import sample, seeded_noise
 
 
@@ -85,73 +80,3 @@ def sample_prompts(
                 options,
             )
         yield latents
-
-
-class CustomizedPipeline:
-    """A diffusers pipeline whose prompts may name concepts; called as the pipeline itself is.
-
-    Between calls the pipeline is untouched: hooks are attached for the length of a call only.
-    """
-
-    def __init__(self, pipeline: Any, adapters: Sequence[Adapter]) -> None:
-        self.pipeline = pipeline
-        self.adapters = adapters
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the pipeline, with its own arguments. Prompts and negative prompts may be a text or a list of texts.
-
-        Raises:
-            UserError: a placeholder names no concept; or the prompt comes as embeddings, in which no concept can be
-                found.
-        """
-        given = signature(self.pipeline.__call__).bind(*args, **kwargs).arguments
-        prompt, negative = given.get("prompt"), given.get("negative_prompt")
-        if prompt is None:
-            raise UserError("Give the prompt as text: the concept's tokens cannot be found in prompt embeddings.")
-        parsed = self._parsed(prompt)
-        _, concept_tokens = tokenize(self.pipeline.tokenizer, parsed)
-        given["prompt"] = parsed[0].text if isinstance(prompt, str) else [plain.text for plain in parsed]
-        if negative is not None:
-            plain_negative = [plain.text for plain in self._parsed(negative)]
-            given["negative_prompt"] = plain_negative[0] if isinstance(negative, str) else plain_negative
-        copies = given.get("num_images_per_prompt") or 1
-        with attached(Base.from_pipeline(self.pipeline), self.adapters) as denoiser:
-            if denoiser.streams:
-                denoiser.streams.rows = [tokens for tokens in concept_tokens for _ in range(copies)]
-            return self.pipeline(**given)
-
-    def _parsed(self, prompts: str | Sequence[str]) -> list[Prompt]:
-        words = {adapter.concept_name: adapter.words for adapter in self.adapters}
-        tokenizer = self.pipeline.tokenizer
-        parsed = []
-        for text in [prompts] if isinstance(prompts, str) else prompts:
-            parsed.append(parse_prompt(text, words, tokenizer.get_added_vocab()))
-            if self.pipeline.maybe_convert_prompt(parsed[-1].text, tokenizer) != parsed[-1].text:
-                raise UserError(
-                    f'The prompt "{text}" holds a textual inversion of several vectors, which the pipeline spells out '
-                    "later, so that the tokens of a concept cannot be counted; use one of a single vector."
-                )
-        return parsed
-
-
-def customize(pipeline: Any, *adapters: Adapter | str | Path, any_base: bool = False) -> CustomizedPipeline:
-    """Teach a diffusers Stable Diffusion pipeline (text-to-image, img2img, inpaint, ControlNet) concepts.
-
-    Args:
-        adapters: adapters or paths of adapter files.
-        any_base: accept adapters that were trained on another base with the same layers.
-
-    Raises:
-        UserError: the pipeline is of an unsupported kind; an adapter file is unusable, for another base, or of a method
-            that trains words.
-    """
-    base = Base.from_pipeline(pipeline)
-    loaded = [a if isinstance(a, Adapter) else load_adapter(a, base, any_base) for a in adapters]
-    for adapter in loaded:
-        if any(isinstance(edit, TokenVectors) for edit in adapter.edits(base)):
-            raise UserError(
-                f"<{adapter.concept_name}> ({adapter.method.name}) has words of its own, and a pipeline reads its "
-                "prompts itself: draw it with infusion.generate; a Textual Inversion also loads with "
-                "pipe.load_textual_inversion."
-            )
-    return CustomizedPipeline(pipeline, together(base, loaded))

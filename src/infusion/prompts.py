@@ -116,6 +116,7 @@ def tokenize(
     encoded = tokenizer(
         [prompt.text for prompt in prompts],
         padding="max_length",
+        padding_side="right",
         max_length=limit,
         truncation=True,
         return_offsets_mapping=True,

@@ -86,7 +86,9 @@ def train(
         UserError: the checkpoint belongs to another training, or cannot be written; a caption lacks the concept.
     """
     if base.network.is_gradient_checkpointing:
-        raise UserError("Call disable_gradient_checkpointing() on the network first: the two streams cannot be run again later.")
+        raise UserError(
+            "Call disable_gradient_checkpointing() on the network first: the two streams cannot be run again later."
+        )
     base.freeze()
     settings = settings or TrainingSettings()
     method = adapter.method

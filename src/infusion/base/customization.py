@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
@@ -32,6 +32,22 @@ class WrappedModules:
 
 
 Edit = ValueResiduals | TokenVectors | SwappedParameters | WrappedModules
+
+
+def scaled(edit: Edit, weight: float) -> Edit:
+    """The edit, acting `weight` times as strongly.
+
+    Raises:
+        UserError: it is all or nothing, and the weight is neither 1 nor 0.
+    """
+    if weight in (0, 1):
+        return edit
+    if not isinstance(edit, ValueResiduals):
+        raise UserError(f"A weight of {weight:g} needs a method that adds to values, such as infusion; give 1 or 0.")
+    vectors, keys = (
+        {path: weight * vector for path, vector in some.items()} for some in (edit.vectors, edit.key_vectors)
+    )
+    return replace(edit, vectors=vectors, key_vectors=keys)
 
 
 class Customization(Protocol):
@@ -93,7 +109,11 @@ def attached(base: "Base", adapters: Sequence[Customization], borrows: Tensor | 
                 for path, wrapper in edit.wrappers.items():
                     stack.enter_context(wrap_module(base.network, path, wrapper))
         texts = stack.enter_context(TextReader(base, vectors).attached()) if vectors else None
-        streams = stack.enter_context(TwinStreams(base.family, base.network, residuals, borrows).attached()) if residuals else None
+        streams = (
+            stack.enter_context(TwinStreams(base.family, base.network, residuals, borrows).attached())
+            if residuals
+            else None
+        )
         yield Customized(base, streams, texts)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ class Conditioning:
     """What a batch of B rows is told.
 
     text_states: [B, T, C]. concept_tokens: per row, where in the text states every concept stands that the row names.
-    token_ids: [B, T], what the text model read, where there is one text model. attention_mask: [B, T], None where the
+    token_ids: [B, T], what the text model read (the first, of several). attention_mask: [B, T], None where the
     model is given none. pooled_states: [B, C'], where the network takes a summary of the prompt beside its tokens.
     guidance_scale: [B], where the network itself is told how strongly to follow the prompt. states_by_layer: [B, T, C]
     by the path of a cross-attention layer that is told something else than `text_states`.
@@ -23,7 +23,7 @@ class Conditioning:
 
     text_states: Tensor
     concept_tokens: tuple[ConceptTokens, ...]
-    token_ids: Tensor | None = None
+    token_ids: Tensor
     attention_mask: Tensor | None = None
     pooled_states: Tensor | None = None
     guidance_scale: Tensor | None = None
@@ -40,22 +40,27 @@ class Conditioning:
             text_states=self.text_states[at],
             concept_tokens=tuple(self.concept_tokens[i] for i in indices),
             states_by_layer={path: states[at] for path, states in self.states_by_layer.items()},
+            token_ids=self.token_ids[at],
             **{name: None if value is None else value[at] for name, value in self._optional().items()},
         )
 
     def _optional(self) -> dict[str, Tensor | None]:
         """What not every model is told."""
-        return {name: getattr(self, name) for name in ("token_ids", "attention_mask", "pooled_states", "guidance_scale")}
+        return {name: getattr(self, name) for name in ("attention_mask", "pooled_states", "guidance_scale")}
 
 
 def concatenate(first: Conditioning, second: Conditioning) -> Conditioning:
     """The rows of `first`, then those of `second`; neither is told anything by layer."""
     assert not first.states_by_layer and not second.states_by_layer
-    pairs = {name: (value, second._optional()[name]) for name, value in first._optional().items()}
+    optional: dict[str, Any] = {}
+    for name, value in first._optional().items():
+        other = second._optional()[name]
+        optional[name] = None if value is None or other is None else torch.cat([value, other])
     return Conditioning(
         torch.cat([first.text_states, second.text_states]),
         first.concept_tokens + second.concept_tokens,
-        **{name: None if a is None or b is None else torch.cat([a, b]) for name, (a, b) in pairs.items()},
+        torch.cat([first.token_ids, second.token_ids]),
+        **optional,
     )
 
 

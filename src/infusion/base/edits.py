@@ -44,22 +44,22 @@ def hook_input(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterato
 
 
 @contextmanager
-def wrap_forward(module: nn.Module, wrapper: Callable[..., Any]) -> Iterator[None]:
-    """`module(...)` calls `wrapper(original_forward, ...)`."""
-    original = module.forward
-    was_own = "forward" in vars(module)  # accelerate's offloading leaves such an attribute; put it back
+def wrap_method(owner: Any, name: str, wrapper: Callable[..., Any]) -> Iterator[None]:
+    """`owner.name(...)` calls `wrapper(original_method, ...)`."""
+    original = getattr(owner, name)
+    was_own = name in vars(owner)  # accelerate's offloading leaves such an attribute; put it back
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def method(*args: Any, **kwargs: Any) -> Any:
         return wrapper(original, *args, **kwargs)
 
-    module.forward = forward
+    setattr(owner, name, method)
     try:
         yield
     finally:
         if was_own:
-            module.forward = original
+            setattr(owner, name, original)
         else:
-            del module.forward
+            delattr(owner, name)
 
 
 @contextmanager

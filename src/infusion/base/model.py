@@ -17,7 +17,7 @@ from torch import Tensor
 
 from infusion.base.customization import Customization, attached
 from infusion.base.denoiser import Conditioning, Denoiser
-from infusion.base.families import Family, StableDiffusion, TextLayer, family_of
+from infusion.base.families import Family, StableDiffusion, TextLayer, family_of, unwrapped
 from infusion.base.noise_schedule import noise_schedule
 from infusion.base.vocabulary import inverse_second_moment, typical_states
 from infusion.errors import UserError, first_line
@@ -59,7 +59,7 @@ class Base:
     @property
     def network(self) -> Any:
         """The denoiser: a UNet or a transformer."""
-        return getattr(self.pipeline, self.family.network)
+        return unwrapped(getattr(self.pipeline, self.family.network))
 
     @property
     def vae(self) -> Any:
@@ -183,7 +183,7 @@ class Base:
         Unlike a hash it may be compared with a tolerance (`same_base`), so that the same model is recognised in another
         precision, and with the adapters of other tools beside it.
         """
-        layers = [layer.attention.to_k for layer in self.text_layers.values()]
+        layers: list[Any] = [layer.attention.to_k for layer in self.text_layers.values()]
         weights = [getattr(layer, "base_layer", layer).weight.flatten() for layer in layers]
         picked = []
         for i in range(_FINGERPRINT_WEIGHTS):
@@ -242,7 +242,7 @@ def load_base(
 def _load_pipeline(path: str | Path, dtype: torch.dtype) -> Any:
     """Without the parts that only look at finished pictures."""
     unneeded = DiffusionPipeline.load_config(path).keys() & {"safety_checker", "feature_extractor", "image_encoder"}
-    options: dict[str, Any] = {name: None for name in unneeded}
+    options: dict[str, Any] = dict.fromkeys(unneeded)
     if "safety_checker" in unneeded:
         options["requires_safety_checker"] = False
     return DiffusionPipeline.from_pretrained(path, dtype=dtype, **options)

@@ -18,7 +18,7 @@ class FlowSchedule:
     """
 
     def __init__(self, num_train_timesteps: int, shift: float) -> None:
-        self.config = FrozenDict(num_train_timesteps=num_train_timesteps, prediction_type=FLOW, shift=shift)
+        self.config: Any = FrozenDict(num_train_timesteps=num_train_timesteps, prediction_type=FLOW, shift=shift)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         level = self.levels(timesteps, latents)

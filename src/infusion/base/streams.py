@@ -10,7 +10,7 @@ In cross-attention the keys come from the same text in both streams, so that tak
 image and text attend jointly, queries and keys of all tokens are taken over.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infusion.base.edits import hook_output, wrap_forward
+from infusion.base.edits import hook_output, wrap_method
 from infusion.base.families import Family
 from infusion.errors import UserError
 from infusion.prompts import ConceptTokens
@@ -44,11 +44,12 @@ class ValueResiduals:
 class _Plan:
     """The rows of the customized pass: K of the batch's rows.
 
-    at: [K] their places in the batch. borrows: [K] whether they take their twins' queries. here: [K, T] by concept, 1
-    at the tokens that name it.
+    at: [K] their places in the batch. changes: [K] which of them name a concept; the others only keep the batch in
+    shape. borrows: [K] whether they take over their twins' maps. here: [K, T] by concept, 1 at the tokens that name it.
     """
 
     at: Tensor
+    changes: Tensor
     borrows: Tensor
     here: Mapping[str, Tensor]
 
@@ -56,7 +57,9 @@ class _Plan:
 class TwinStreams:
     """Runs a network with value residuals. `rows` says which concepts each row of the next batch names, and where.
 
-    borrows: [B] which of those rows take over the foundation's maps; by default what the residuals say.
+    borrows: [B] which of those rows take over the foundation's maps; by default what the residuals say. text_states:
+    [B, T, C] of these rows, where a batch may hold others beside them: whatever reads something else, such as the
+    unconditional rows of guidance, is left alone.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class TwinStreams:
         self.residuals = {residual.concept: residual for residual in residuals}
         self.borrows = borrows
         self.rows: Sequence[ConceptTokens] = ()
+        self.text_states: Tensor | None = None
         self._recording: _Plan | None = None
         self._replaying: _Plan | None = None
         self._recorded: dict[str, Tensor] = {}
@@ -85,7 +89,7 @@ class TwinStreams:
                     stack.enter_context(hook_output(getattr(layer.attention, name), change))
                 stack.enter_context(hook_output(getattr(layer.attention, layer.keys), partial(self._on_keys, path)))
                 stack.enter_context(hook_output(getattr(layer.attention, layer.values), partial(self._on_values, path)))
-            stack.enter_context(wrap_forward(self.network, self._forward))
+            stack.enter_context(wrap_method(self.network, "forward", self._forward))
             yield self
 
     def _forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -104,32 +108,51 @@ class TwinStreams:
         prediction = self._foundation_pass(original, inputs, plan)
         changed = self._customized_pass(original, rows, plan)
         if prediction is not None:
-            changed.sample = prediction.index_copy(0, plan.at, changed.sample)
+            changed.sample = prediction.index_copy(0, plan.at[plan.changes], changed.sample[plan.changes])
         return changed if as_output else (changed.sample,)
 
     def _plan(self, batch_size: int, text_states: Tensor) -> _Plan | None:
-        """Which rows of a batch are customized; under guidance the unconditional rows come first."""
-        share, rest = divmod(batch_size, max(1, len(self.rows)))
-        if rest or share not in (1, 2):
-            raise UserError(
-                f"The pipeline calls its network with {batch_size} rows for {len(self.rows)} prompts; pipelines with "
-                "one row a prompt, or two for classifier-free guidance, can be customized."
-            )
+        """Which rows of a batch are customized.
+
+        Guidance puts blocks of other rows beside the prompts' own. Where the prompts stand in several blocks, attention
+        may treat the blocks differently (perturbed-attention guidance does), so that all of them are kept together.
+        """
         ours = [tokens.keys() & self.residuals.keys() for tokens in self.rows]
         named = [row for row, concepts in enumerate(ours) if concepts]
-        if not named:
+        of_prompts = self._blocks(batch_size, text_states)
+        if not named or not any(of_prompts):
             return None
-        if self.borrows is None:
-            borrows = torch.tensor([all(self.residuals[name].borrows for name in ours[row]) for row in named])
-        else:
-            borrows = self.borrows[named]
-        here = {concept: torch.zeros(len(named), text_states.shape[1]) for concept in self.residuals}
-        for k, row in enumerate(named):
-            for concept in ours[row]:
+        kept = list(range(len(of_prompts))) if sum(of_prompts) > 1 else [of_prompts.index(True)]
+        rows = [(block, row) for block in kept for row in named]
+        here = {concept: torch.zeros(len(rows), text_states.shape[1]) for concept in self.residuals}
+        for k, (block, row) in enumerate(rows):
+            for concept in ours[row] if of_prompts[block] else ():
                 here[concept][k, list(self.rows[row][concept])] = 1
         device = text_states.device
-        at = torch.tensor(named) + batch_size - len(self.rows)
-        return _Plan(at.to(device), borrows.to(device), {concept: where.to(device) for concept, where in here.items()})
+        return _Plan(
+            at=torch.tensor([block * len(self.rows) + row for block, row in rows], device=device),
+            changes=torch.tensor([of_prompts[block] for block, _ in rows], device=device),
+            borrows=torch.tensor([self._borrows(row, ours[row]) for _, row in rows], device=device),
+            here={concept: where.to(device) for concept, where in here.items()},
+        )
+
+    def _blocks(self, batch_size: int, text_states: Tensor) -> list[bool]:
+        """For every block of the batch, each as long as `rows`, whether it is told the prompts."""
+        num_blocks, rest = divmod(batch_size, max(1, len(self.rows)))
+        if rest:
+            raise UserError(
+                f"The pipeline calls its network with {batch_size} rows for {len(self.rows)} pictures; pipelines that "
+                "treat all pictures alike can be customized."
+            )
+        if self.text_states is None:
+            return [True] * num_blocks
+        told = self.text_states.to(text_states)
+        return [torch.equal(block, told) for block in text_states.chunk(num_blocks)]
+
+    def _borrows(self, row: int, concepts: Collection[str]) -> bool:
+        if self.borrows is not None:
+            return bool(self.borrows[row])
+        return all(self.residuals[name].borrows for name in concepts)
 
     def _foundation_pass(self, original: Callable[..., Any], inputs: Mapping[str, Any], plan: _Plan) -> Tensor | None:
         """The untouched network on the whole batch, without gradient; skipped where nothing of it is needed."""

@@ -11,7 +11,17 @@ from infusion.base.families.stable_diffusion_3 import StableDiffusion3
 from infusion.base.families.stable_diffusion_xl import StableDiffusionXL
 from infusion.errors import UserError
 
-__all__ = ["Family", "Flux", "PixArt", "Sana", "StableDiffusion", "StableDiffusion3", "StableDiffusionXL", "TextLayer", "family_of"]
+__all__ = [
+    "Family",
+    "Flux",
+    "PixArt",
+    "Sana",
+    "StableDiffusion",
+    "StableDiffusion3",
+    "StableDiffusionXL",
+    "TextLayer",
+    "family_of",
+]
 
 _BY_NETWORK: dict[str, type[Family]] = {
     "PixArtTransformer2DModel": PixArt,
@@ -28,8 +38,9 @@ def family_of(pipeline: Any) -> Family:
     Raises:
         UserError: it is of none; or parts that the family needs are missing.
     """
-    network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
-    kind = type(_unwrapped(network)).__name__
+    parts = [getattr(pipeline, name, None) for name in ("unet", "transformer")]
+    network: Any = unwrapped(next((part for part in parts if part is not None), None))
+    kind = type(network).__name__
     if kind == "UNet2DConditionModel":
         two = getattr(pipeline, "text_encoder_2", None) is not None
         family: Family = StableDiffusionXL() if two else StableDiffusion(network.config.cross_attention_dim)
@@ -43,6 +54,6 @@ def family_of(pipeline: Any) -> Family:
     return family
 
 
-def _unwrapped(network: Any) -> Any:
+def unwrapped(network: Any) -> Any:
     """The network inside what torch.compile has made of it."""
     return getattr(network, "_orig_mod", network)

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, ClassVar
 
 from diffusers.models.attention_processor import Attention
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from infusion.base.denoiser import Conditioning
 from infusion.errors import UserError
-from infusion.prompts import ConceptTokens, Prompt
+from infusion.prompts import ConceptTokens, Prompt, tokenize
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Family(ABC):
     shared_inputs: arguments of the network that have no entry for each row.
     """
 
-    architecture: ClassVar[str]
+    architecture: str
     network: ClassVar[str] = "transformer"
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
@@ -56,10 +57,13 @@ class Family(ABC):
         """Every layer of the network that reads text, by module path, in the network's own order."""
 
     @abstractmethod
-    def concept_tokens(self, pipeline: Any, prompts: Sequence[Prompt], **options: Any) -> list[ConceptTokens]:
-        """For each prompt, where in the text states that the network reads each concept stands.
+    def tokenize(self, pipeline: Any, prompts: Sequence[Prompt], **options: Any) -> tuple[Tensor, list[ConceptTokens]]:
+        """What the text model reads of B prompts, and where in the text states each concept stands.
 
         options: arguments of the pipeline's `encode_prompt` that move tokens, such as `max_sequence_length`.
+
+        Returns:
+            token ids [B, ...] of the first text model whose states the network reads, and each prompt's concept tokens.
 
         Raises:
             UserError: a concept stands beyond the last token that is read.
@@ -115,6 +119,17 @@ def is_cross_attention(_path: str, module: nn.Module) -> bool:
     return isinstance(module, Attention) and bool(module.is_cross_attention)
 
 
+def cut(tokenizer: Any, prompts: Sequence[Prompt], max_length: int | None = None) -> tuple[Tensor, list[ConceptTokens]]:
+    """Token ids [B, T] of one tokenizer, and each prompt's concept tokens."""
+    encoded, concept_tokens = tokenize(tokenizer, prompts, max_length)
+    return encoded.input_ids, concept_tokens
+
+
+def default_length(pipeline: Any) -> int:
+    """How many tokens `encode_prompt` reads where the person does not say."""
+    return signature(type(pipeline).encode_prompt).parameters["max_sequence_length"].default
+
+
 def texts_of(prompts: Sequence[Prompt]) -> list[str]:
     return [prompt.text for prompt in prompts]
 
@@ -126,7 +141,7 @@ def shifted(rows: Sequence[ConceptTokens], by: int) -> list[ConceptTokens]:
 
 def joined(*segments: Sequence[ConceptTokens]) -> list[ConceptTokens]:
     """Positions of one text in several segments of the states, row by row."""
-    together = []
+    together: list[ConceptTokens] = []
     for rows in zip(*segments, strict=True):
         names = {name for row in rows for name in row}
         together.append({name: tuple(at for row in rows for at in row.get(name, ())) for name in sorted(names)})
@@ -139,4 +154,3 @@ def calculated_shift(scheduler: Any, num_positions: int, max_shift: float) -> fl
     first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     low, high = config.get("base_shift", 0.5), config.get("max_shift", max_shift)
     return low + (high - low) / (last - first) * (num_positions - first)
-

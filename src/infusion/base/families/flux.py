@@ -1,7 +1,6 @@
-"""FLUX.1: a transformer in which image and text attend jointly, then in one sequence; a T5, and a CLIP's pooled state."""
+"""FLUX.1: a transformer in which image and text attend jointly, then in one sequence; a T5, and a CLIP's summary."""
 
 from collections.abc import Sequence
-from inspect import signature
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,9 +10,17 @@ from diffusers.models.transformers.transformer_flux import FluxAttention
 from torch import Tensor, nn
 
 from infusion.base.denoiser import Conditioning
-from infusion.base.families.family import Family, TextLayer, attention_layers, calculated_shift, texts_of
+from infusion.base.families.family import (
+    Family,
+    TextLayer,
+    attention_layers,
+    calculated_shift,
+    cut,
+    default_length,
+    texts_of,
+)
 from infusion.base.families.stable_diffusion_3 import JOINT
-from infusion.prompts import ConceptTokens, Prompt, tokenize
+from infusion.prompts import ConceptTokens, Prompt
 
 
 class Flux(Family):
@@ -22,7 +29,7 @@ class Flux(Family):
     default_guidance_scale: what a model that is told its guidance is told where nobody says otherwise.
     """
 
-    architecture: ClassVar[str] = "flux-1"
+    architecture = "flux-1"
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2")
     shared_inputs: ClassVar[tuple[str, ...]] = ("txt_ids", "img_ids")
@@ -38,30 +45,31 @@ class Flux(Family):
         # in a single block the text stands first in the one sequence that queries, keys and values are made of
         return attention_layers(network, joint, **JOINT) | attention_layers(network, single, borrowed=("to_q", "to_k"))
 
-    def concept_tokens(self, pipeline: Any, prompts: Sequence[Prompt], **options: Any) -> list[ConceptTokens]:
-        length = options.get("max_sequence_length") or _default_length(pipeline)
-        return tokenize(pipeline.tokenizer_2, prompts, length)[1]
+    def tokenize(self, pipeline: Any, prompts: Sequence[Prompt], **options: Any) -> tuple[Tensor, list[ConceptTokens]]:
+        return cut(pipeline.tokenizer_2, prompts, options.get("max_sequence_length") or default_length(pipeline))
 
     def encode(self, pipeline: Any, prompts: Sequence[Prompt]) -> Conditioning:
-        states, pooled, _ = pipeline.encode_prompt(texts_of(prompts), device=pipeline.transformer.device)
-        tokens = tuple(self.concept_tokens(pipeline, prompts))
-        dtype = pipeline.transformer.dtype
-        return Conditioning(states.to(dtype), tokens, pooled_states=pooled.to(dtype))
+        device, dtype = pipeline.transformer.device, pipeline.transformer.dtype
+        token_ids, concept_tokens = self.tokenize(pipeline, prompts)
+        states, pooled, _ = pipeline.encode_prompt(texts_of(prompts), device=device)
+        return Conditioning(
+            states.to(dtype), tuple(concept_tokens), token_ids.to(device), pooled_states=pooled.to(dtype)
+        )
 
     def inputs(self, pipeline: Any, noisy_latents: Tensor, timesteps: Tensor, told: Conditioning) -> dict[str, Any]:
         rows, channels, height, width = noisy_latents.shape
-        like = {"device": noisy_latents.device, "dtype": noisy_latents.dtype}
+        device, dtype = noisy_latents.device, noisy_latents.dtype
         guidance = told.guidance_scale
         if guidance is None and self.is_told_guidance(pipeline):
-            guidance = torch.full([rows], self.default_guidance_scale, device=noisy_latents.device)
+            guidance = torch.full([rows], self.default_guidance_scale, device=device)
         given = super().inputs(pipeline, noisy_latents, timesteps, told)
         return given | {
             "hidden_states": FluxPipeline._pack_latents(noisy_latents, rows, channels, height, width),
-            "timestep": given["timestep"].to(noisy_latents.dtype) / 1000,
+            "timestep": given["timestep"].to(dtype) / 1000,
             "guidance": guidance,
             "pooled_projections": told.pooled_states,
-            "txt_ids": torch.zeros(told.text_states.shape[1], 3, **like),
-            "img_ids": FluxPipeline._prepare_latent_image_ids(rows, height // 2, width // 2, **like),
+            "txt_ids": torch.zeros(told.text_states.shape[1], 3, device=device, dtype=dtype),
+            "img_ids": FluxPipeline._prepare_latent_image_ids(rows, height // 2, width // 2, device, dtype),
         }
 
     def prediction(self, output: Tensor, noisy_latents: Tensor) -> Tensor:
@@ -78,7 +86,3 @@ class Flux(Family):
         sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
         mu = calculated_shift(scheduler, (shape[1] // 2) * (shape[2] // 2), max_shift=1.15)
         return {"sigmas": sigmas, "mu": mu}
-
-
-def _default_length(pipeline: Any) -> int:
-    return signature(type(pipeline).encode_prompt).parameters["max_sequence_length"].default

@@ -2,56 +2,58 @@
 
 from collections.abc import Sequence
 from inspect import signature
-from typing import Any, ClassVar
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from infusion.base.denoiser import Conditioning
-from infusion.base.families.family import Family, TextLayer, attention_layers, is_cross_attention, shifted, texts_of
+from infusion.base.families.family import (
+    Family,
+    TextLayer,
+    attention_layers,
+    cut,
+    is_cross_attention,
+    shifted,
+    texts_of,
+)
 from infusion.base.families.pixart import lowered
-from infusion.errors import UserError
-from infusion.prompts import ConceptTokens, Mention, Prompt, tokenize
+from infusion.prompts import ConceptTokens, Mention, Prompt
+
+_OPTIONS = ("max_sequence_length", "complex_human_instruction")
 
 
 class Sana(Family):
-    architecture: ClassVar[str] = "sana"
+    architecture = "sana"
 
     def text_layers(self, network: nn.Module) -> dict[str, TextLayer]:
-        # linear self-attention is an Attention too, without cross_attention_dim; attn2 alone reads text
         return attention_layers(network, is_cross_attention)
 
-    def concept_tokens(self, pipeline: Any, prompts: Sequence[Prompt], **options: Any) -> list[ConceptTokens]:
-        """Of what is read, the pipeline keeps the first state and the last `max_sequence_length` - 1."""
-        defaults = _defaults(pipeline)
-        length = options.get("max_sequence_length") or defaults["max_sequence_length"]
-        instruction = options.get("complex_human_instruction", defaults["complex_human_instruction"])
+    def tokenize(self, pipeline: Any, prompts: Sequence[Prompt], **options: Any) -> tuple[Tensor, list[ConceptTokens]]:
+        """Of all that is read, the pipeline keeps the first state and the last `max_sequence_length` - 1."""
+        options = _defaults(pipeline) | {name: value for name, value in options.items() if name in _OPTIONS}
+        length, instruction = (options[name] for name in _OPTIONS)
         prefix = "\n".join(instruction or ())
-        num_prefix = len(pipeline.tokenizer.encode(prefix)) if prefix else 0
-        limit = num_prefix + length - 2 if prefix else length
-        rows = tokenize(pipeline.tokenizer, [_after(prefix, lowered(prompt)) for prompt in prompts], limit)[1]
-        kept = shifted(rows, length - limit)
-        if any(at < 1 for row in kept for tokens in row.values() for at in tokens):
-            raise UserError("The concept stands among the tokens that this pipeline drops; write a shorter prompt.")
-        return kept
+        read = len(pipeline.tokenizer.encode(prefix)) + length - 2 if prefix else length
+        ids, concept_tokens = cut(pipeline.tokenizer, [_after(prefix, lowered(prompt)) for prompt in prompts], read)
+        kept = shifted(concept_tokens, length - read)
+        assert all(at > 0 for row in kept for tokens in row.values() for at in tokens)
+        return torch.cat([ids[:, :1], ids[:, 1 - length :]], dim=1), kept
 
     def encode(self, pipeline: Any, prompts: Sequence[Prompt]) -> Conditioning:
-        return self._encoded(pipeline, prompts, _defaults(pipeline)["complex_human_instruction"])
+        return self._encoded(pipeline, prompts, _defaults(pipeline))
 
     def encode_negative(self, pipeline: Any, prompts: Sequence[Prompt]) -> Conditioning:
         """Read without the instruction."""
-        return self._encoded(pipeline, prompts, None)
+        return self._encoded(pipeline, prompts, _defaults(pipeline) | {"complex_human_instruction": None})
 
-    def _encoded(self, pipeline: Any, prompts: Sequence[Prompt], instruction: Sequence[str] | None) -> Conditioning:
-        options = {"complex_human_instruction": instruction}
+    def _encoded(self, pipeline: Any, prompts: Sequence[Prompt], options: dict[str, Any]) -> Conditioning:
+        device, dtype = pipeline.transformer.device, pipeline.transformer.dtype
+        token_ids, concept_tokens = self.tokenize(pipeline, prompts, **options)
         states, mask, *_ = pipeline.encode_prompt(
-            texts_of(prompts),
-            do_classifier_free_guidance=False,
-            device=pipeline.transformer.device,
-            max_sequence_length=_defaults(pipeline)["max_sequence_length"],
-            **options,
+            texts_of(prompts), do_classifier_free_guidance=False, device=device, **options
         )
-        tokens = self.concept_tokens(pipeline, prompts, **options)
-        return Conditioning(states.to(pipeline.transformer.dtype), tuple(tokens), attention_mask=mask)
+        return Conditioning(states.to(dtype), tuple(concept_tokens), token_ids.to(device), mask)
 
     def inputs(self, pipeline: Any, noisy_latents: Tensor, timesteps: Tensor, told: Conditioning) -> dict[str, Any]:
         given = super().inputs(pipeline, noisy_latents, timesteps, told)
@@ -68,4 +70,4 @@ def _after(prefix: str, prompt: Prompt) -> Prompt:
 def _defaults(pipeline: Any) -> dict[str, Any]:
     """What a call of the pipeline says of prompts, where the person says nothing."""
     parameters = signature(type(pipeline).__call__).parameters
-    return {name: parameters[name].default for name in ("max_sequence_length", "complex_human_instruction")}
+    return {name: parameters[name].default for name in _OPTIONS}

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from infusion.base.denoiser import Conditioning
-from infusion.base.families.family import Family, TextLayer, attention_layers, is_cross_attention
+from infusion.base.families.family import Family, TextLayer, attention_layers, cut, is_cross_attention
 from infusion.prompts import ConceptTokens, Prompt, tokenize
 
 
@@ -16,13 +16,13 @@ class StableDiffusion(Family):
     network: ClassVar[str] = "unet"
 
     def __init__(self, cross_attention_dim: int) -> None:
-        self.architecture = f"stable-diffusion-v{2 if cross_attention_dim == 1024 else 1}"  # type: ignore[misc]
+        self.architecture = f"stable-diffusion-v{2 if cross_attention_dim == 1024 else 1}"
 
     def text_layers(self, network: nn.Module) -> dict[str, TextLayer]:
         return attention_layers(network, is_cross_attention)
 
-    def concept_tokens(self, pipeline: Any, prompts: Sequence[Prompt], **options: Any) -> list[ConceptTokens]:
-        return tokenize(pipeline.tokenizer, prompts)[1]
+    def tokenize(self, pipeline: Any, prompts: Sequence[Prompt], **options: Any) -> tuple[Tensor, list[ConceptTokens]]:
+        return cut(pipeline.tokenizer, prompts)
 
     def encode(self, pipeline: Any, prompts: Sequence[Prompt]) -> Conditioning:
         encoded, concept_tokens = tokenize(pipeline.tokenizer, prompts)

@@ -1,7 +1,6 @@
 """Stable Diffusion 3 and 3.5: a transformer in which image and text attend jointly; two CLIP text models and a T5."""
 
 from collections.abc import Sequence
-from inspect import signature
 from typing import Any, ClassVar
 
 from diffusers.models.attention_processor import Attention
@@ -13,12 +12,14 @@ from infusion.base.families.family import (
     TextLayer,
     attention_layers,
     calculated_shift,
+    cut,
+    default_length,
     joined,
     shifted,
     texts_of,
 )
-from infusion.errors import UserError
-from infusion.prompts import ConceptTokens, Prompt, tokenize
+from infusion.base.families.stable_diffusion_xl import cut_alike
+from infusion.prompts import ConceptTokens, Prompt
 
 JOINT: dict[str, Any] = {
     "borrowed": ("to_q", "to_k", "add_q_proj", "add_k_proj"),
@@ -28,7 +29,7 @@ JOINT: dict[str, Any] = {
 
 
 class StableDiffusion3(Family):
-    architecture: ClassVar[str] = "stable-diffusion-3"
+    architecture = "stable-diffusion-3"
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2", "tokenizer_3")
 
@@ -42,25 +43,23 @@ class StableDiffusion3(Family):
 
         return attention_layers(network, joint, **JOINT)
 
-    def concept_tokens(self, pipeline: Any, prompts: Sequence[Prompt], **options: Any) -> list[ConceptTokens]:
+    def tokenize(self, pipeline: Any, prompts: Sequence[Prompt], **options: Any) -> tuple[Tensor, list[ConceptTokens]]:
         """A noun stands twice: in the states of the CLIP models, side by side, and in those of the T5 after them."""
-        length = options.get("max_sequence_length") or _default_length(pipeline)
-        first, second = (tokenize(tokenizer, prompts)[1] for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2))
-        if first != second:
-            raise UserError("The two CLIP text models of this base cut its class nouns into different tokens.")
+        ids, concept_tokens = cut_alike(pipeline, prompts)
         if pipeline.text_encoder_3 is None:
-            return first
-        third = tokenize(pipeline.tokenizer_3, prompts, length)[1]
-        return joined(first, shifted(third, pipeline.tokenizer_max_length))
+            return ids, concept_tokens
+        third = cut(pipeline.tokenizer_3, prompts, options.get("max_sequence_length") or default_length(pipeline))[1]
+        return ids, joined(concept_tokens, shifted(third, pipeline.tokenizer_max_length))
 
     def encode(self, pipeline: Any, prompts: Sequence[Prompt]) -> Conditioning:
-        texts = texts_of(prompts)
+        device, dtype = pipeline.transformer.device, pipeline.transformer.dtype
+        token_ids, concept_tokens = self.tokenize(pipeline, prompts)
         states, _, pooled, _ = pipeline.encode_prompt(
-            texts, texts, texts, device=pipeline.transformer.device, do_classifier_free_guidance=False
+            *[texts_of(prompts)] * 3, device=device, do_classifier_free_guidance=False
         )
-        tokens = tuple(self.concept_tokens(pipeline, prompts))
-        dtype = pipeline.transformer.dtype
-        return Conditioning(states.to(dtype), tokens, pooled_states=pooled.to(dtype))
+        return Conditioning(
+            states.to(dtype), tuple(concept_tokens), token_ids.to(device), pooled_states=pooled.to(dtype)
+        )
 
     def inputs(self, pipeline: Any, noisy_latents: Tensor, timesteps: Tensor, told: Conditioning) -> dict[str, Any]:
         return super().inputs(pipeline, noisy_latents, timesteps, told) | {"pooled_projections": told.pooled_states}
@@ -70,7 +69,3 @@ class StableDiffusion3(Family):
             return {}
         patch = 2
         return {"mu": calculated_shift(scheduler, (shape[1] // patch) * (shape[2] // patch), max_shift=1.16)}
-
-
-def _default_length(pipeline: Any) -> int:
-    return signature(type(pipeline).encode_prompt).parameters["max_sequence_length"].default

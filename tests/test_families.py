@@ -1,0 +1,254 @@
+"""Every family of models: the same pictures as its own pipeline, and the laws, on a tiny real one."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_families import PIPELINES, stable_diffusion_3, tiny
+
+from infusion.adapter_file import load_adapter, save_adapter
+from infusion.base import Base
+from infusion.customized_pipeline import customize
+from infusion.errors import UserError
+from infusion.methods import Infusion
+from infusion.pipeline import generate
+from infusion.prompts import parse_prompt
+from infusion.training import TrainingSettings, train
+
+FAMILIES = list(PIPELINES)
+TRUE_GUIDANCE = [name for name in FAMILIES if not name.startswith("flux")]
+
+
+@pytest.fixture(params=FAMILIES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def pipeline(name):
+    return tiny(name)
+
+
+@pytest.fixture
+def base(pipeline):
+    base = Base.from_pipeline(pipeline)
+    base.freeze()
+    return base
+
+
+def random_adapter(base, concept, std=0.5):
+    adapter = Infusion().adapter(base, concept)
+    torch.manual_seed(1)
+    for parameter in adapter.parameters():
+        parameter.data.normal_(std=std)
+    return adapter.eval()
+
+
+def drawn(pipeline, prompt, *seeds, **kwargs):
+    plain = getattr(pipeline, "pipeline", pipeline)
+    size = Base.from_pipeline(plain).size_px
+    settings = {"num_inference_steps": 3, "output_type": "np", "height": size, "width": size} | kwargs
+    if type(plain).__name__.startswith(("PixArt", "Sana")):
+        settings["use_resolution_binning"] = False
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return pipeline(prompt, generator=generators, **settings).images
+
+
+def difference(a, b):
+    return np.abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).max()
+
+
+def inputs(base, prompts, adapters=()):
+    words = {adapter.concept_name: adapter.words for adapter in adapters}
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(len(prompts), *base.latent_shape, generator=generator)
+    return latents, torch.full((len(prompts),), 500), base.encode(prompts, words)
+
+
+@torch.no_grad()
+def predict(base, prompts, *adapters):
+    with base.customized(*adapters) as denoiser:
+        return denoiser.predict(*inputs(base, prompts, adapters))
+
+
+def test_our_sampler_draws_what_the_stock_pipeline_draws(pipeline, base):
+    guidance = 1.0 if not_guided(base) else 4.0
+    theirs = drawn(pipeline, ["a cat", "a dog"], 5, 6, guidance_scale=guidance, output_type="pil")
+    settings = {"num_inference_steps": 3, "guidance_scale": guidance}
+    ours = [generate(base, text, seeds=(seed,), **settings)[0] for text, seed in (("a cat", 5), ("a dog", 6))]
+    assert max(difference(a, b) for a, b in zip(ours, theirs, strict=True)) <= 1
+
+
+def not_guided(base):
+    """FLUX.1 schnell knows no guidance."""
+    return base.family.architecture == "flux-1" and not base.family.is_told_guidance(base.pipeline)
+
+
+def test_untrained_it_is_the_base(base, concept):
+    fresh = Infusion().adapter(base, concept)
+    with_concept, plain = predict(base, ["a <my-cat>"], fresh), predict(base, ["a cat"])
+    torch.testing.assert_close(with_concept, plain, rtol=0, atol=1e-5)
+
+
+def test_a_concept_acts_and_other_rows_are_the_bases_to_the_bit(base, concept):
+    adapter = random_adapter(base, concept)
+    together = predict(base, ["a dog", "a <my-cat>", "a cat"], adapter)
+    plain = predict(base, ["a dog", "a cat", "a cat"])
+    assert torch.equal(together[[0, 2]], plain[[0, 2]])
+    assert (together[1] - plain[1]).abs().max() > 1e-4
+
+
+def test_attention_maps_are_the_foundations_for_any_residual(base, concept):
+    """Queries, and keys where these depend on the image, leave their projections as the foundation's."""
+    adapter = random_adapter(base, concept, std=2.0)
+    seen = {}
+    with base.customized(adapter) as denoiser, torch.no_grad():
+        handles = [
+            getattr(layer.attention, projection).register_forward_hook(
+                lambda _m, _i, output, key=(path, projection): seen.setdefault(key, []).append(output.clone())
+            )
+            for path, layer in base.text_layers.items()
+            for projection in {*layer.borrowed, layer.keys}
+        ]
+        denoiser.predict(*inputs(base, ["a <my-cat>"], [adapter]))
+        for handle in handles:
+            handle.remove()
+    assert seen and all(len(passes) == 2 for passes in seen.values())
+    for foundation, customized in seen.values():
+        torch.testing.assert_close(customized, foundation, rtol=0, atol=1e-6)
+
+
+def test_two_rows_equal_each_row_alone(base, concept):
+    adapter = random_adapter(base, concept)
+    prompts = ["a <my-cat>", "the <my-cat> and a dog"]
+    together = predict(base, prompts, adapter)
+    latents, timesteps, conditioning = inputs(base, prompts, [adapter])
+    for row in (0, 1):
+        with base.customized(adapter) as denoiser, torch.no_grad():
+            alone = denoiser.predict(latents[[row]], timesteps[[row]], conditioning.rows([row]))
+        torch.testing.assert_close(together[[row]], alone, rtol=0, atol=1e-5)
+
+
+def test_it_learns_and_gradients_reach_only_its_own(base, concept):
+    adapter = Infusion(learning_rate=0.05, max_train_steps=12).adapter(base, concept)
+    settings = TrainingSettings(seed=0, train_batch_size=2)
+    losses = [now.loss for now in train(base, adapter, concept, settings)]
+    assert all(parameter.abs().max() > 0 for parameter in adapter.parameters())
+    assert all(p.grad is None for p in base.network.parameters())
+    assert len(losses) == 12
+
+
+def test_no_trace(base, concept):
+    def state():
+        modules = list(base.network.modules())
+        hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
+        return base.digest(), hooks, "forward" in vars(base.network)
+
+    before = state()
+    predict(base, ["a <my-cat>"], random_adapter(base, concept))
+    assert state() == before
+
+
+def test_the_file_is_all(base, concept, tmp_path):
+    adapter = random_adapter(base, concept)
+    path = tmp_path / "my-cat.safetensors"
+    assert save_adapter(adapter, path, base) == path.stat().st_size
+    again = load_adapter(path, base)
+    assert torch.equal(predict(base, ["a <my-cat>"], again), predict(base, ["a <my-cat>"], adapter))
+
+
+def test_honest_size(base, concept):
+    adapter = Infusion().adapter(base, concept)
+    assert adapter.num_parameters == sum(layer.width for layer in base.text_layers.values())
+
+
+def test_the_stock_pipeline_takes_concepts(pipeline, base, concept):
+    adapter = random_adapter(base, concept)
+    prompts = ["a cat", "a <my-cat>", "a dog"]
+    plain = drawn(pipeline, ["a cat", "a cat", "a dog"], 1, 2, 3)
+    images = drawn(customize(pipeline, adapter), prompts, 1, 2, 3)
+    assert np.array_equal(images[[0, 2]], plain[[0, 2]])
+    assert not np.array_equal(images[1], plain[1])
+
+
+def test_pipeline_and_our_sampler_draw_the_same_concept(pipeline, base, concept):
+    adapter = random_adapter(base, concept, std=0.1)
+    guidance = 1.0 if not_guided(base) else 4.0
+    theirs = drawn(customize(pipeline, adapter), "a <my-cat>", 5, guidance_scale=guidance, output_type="pil")
+    settings = {"num_inference_steps": 3, "guidance_scale": guidance}
+    ours = generate(base, "a <my-cat>", [adapter], seeds=(5,), **settings)
+    assert difference(ours[0], theirs[0]) <= 1
+
+
+@pytest.mark.parametrize("name", TRUE_GUIDANCE, indirect=True)
+def test_negative_prompts_are_never_customized(pipeline, base, concept):
+    adapter = random_adapter(base, concept)
+    negative = {"negative_prompt": "dog", "guidance_scale": 4.0}
+    none = {"negative_prompt": "a cat and a cat", "guidance_scale": 1.0}
+    guided = drawn(customize(pipeline, adapter), "a <my-cat>", 1, **negative)
+    assert difference(guided, drawn(pipeline, "a cat", 1, **negative)) > 1e-4
+    assert difference(drawn(customize(pipeline, adapter), "a <my-cat>", 1, **none), guided) > 1e-4
+
+
+def test_flux_guided_by_a_negative_prompt(concept):
+    """The pipeline runs its network twice: for the prompts, then for the negative prompts."""
+    pipeline = tiny("flux-schnell")
+    base = Base.from_pipeline(pipeline)
+    adapter = random_adapter(base, concept)
+    rows = []
+    handle = pipeline.transformer.x_embedder.register_forward_hook(lambda _m, _i, output: rows.append(len(output)))
+    drawn(
+        customize(pipeline, adapter), "a <my-cat>", 1, true_cfg_scale=3.0, negative_prompt="dog", num_inference_steps=1
+    )
+    handle.remove()
+    assert rows == [1, 1, 1]  # foundation and customized; negative
+
+
+def words_at(tokenizer, ids, positions):
+    return tokenizer.decode([ids[at] for at in positions]).strip()
+
+
+@pytest.mark.parametrize("noun", ["cat", "teddy bear", "teddybear"])
+@pytest.mark.parametrize("text", ["a {}", "{}, a photo", "a photo of the {}.", "  a {} AND a dog next to a {}"])
+def test_the_concepts_tokens_are_the_nouns(pipeline, base, noun, text):
+    prompt = parse_prompt(text.replace("{}", "<x>"), {"x": noun})
+    ids, (tokens,) = base.family.tokenize(pipeline, [prompt])
+    own = [at for at in tokens["x"] if at < ids.shape[1]]
+    readers = {"flux-1": pipeline.__dict__.get("tokenizer_2") or getattr(pipeline, "tokenizer_2", None)}
+    tokenizer = readers.get(base.family.architecture) or pipeline.tokenizer
+    if base.family.architecture == "stable-diffusion-3":
+        own = [at for at in own if at < pipeline.tokenizer_max_length]
+    found = words_at(tokenizer, ids[0].tolist(), own).replace(" ", "").lower()
+    assert found == noun.replace(" ", "") * text.count("{}")
+
+
+def test_stable_diffusion_3_has_the_noun_in_both_halves(concept):
+    base = Base.from_pipeline(stable_diffusion_3())
+    tokens = base.encode(["a <x>"], {"x": "cat"}).concept_tokens[0]["x"]
+    assert len(tokens) == 2 and tokens[0] < 32 <= tokens[1]
+
+
+def test_beyond_what_is_read_is_refused(pipeline, base):
+    with pytest.raises(UserError, match="beyond"):
+        base.encode(["cat " * 600 + "<x>"], {"x": "cat"})
+
+
+def test_a_file_of_another_family_is_refused(base, concept, tmp_path):
+    other = Base.from_pipeline(tiny("pixart-sigma" if base.family.architecture != "pixart" else "sdxl"))
+    save_adapter(random_adapter(other, concept), tmp_path / "a.safetensors", other)
+    with pytest.raises(UserError, match="of the family"):
+        load_adapter(tmp_path / "a.safetensors", base, any_base=True)
+
+
+def test_an_unknown_kind_is_refused():
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    unet = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    )
+    with pytest.raises(UserError, match="DDPMPipeline is of a kind"):
+        Base.from_pipeline(DDPMPipeline(unet, DDPMScheduler()))

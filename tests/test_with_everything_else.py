@@ -1,0 +1,223 @@
+"""Concepts beside what else people put into a pipeline: in each case prompts without a concept stay what they were."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_tokenizer
+from diffusers import (
+    StableDiffusionPAGPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    UNet2DConditionModel,
+)
+from peft import LoraConfig
+from PIL import Image
+from test_families import difference, random_adapter
+from test_pipeline import drawn, image, parts
+from tiny_families import tiny
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from infusion.base import Base
+from infusion.customized_pipeline import customize
+from infusion.errors import UserError
+from infusion.methods import LoRA
+
+
+def beside(pipeline, adapter, atol=0.0, **kwargs):
+    """A concept acts, and its neighbour in the batch is what it is without."""
+    plain = drawn(pipeline, ["a cat", "a dog"], 1, 2, **kwargs)
+    images = drawn(customize(pipeline, adapter), ["a <my-cat>", "a dog"], 1, 2, **kwargs)
+    assert difference(images[1], plain[1]) <= atol
+    assert difference(images[0], plain[0]) > 1e-3
+
+
+def test_a_peft_lora(pipe, adapter):
+    config = LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False)
+    pipe.unet.add_adapter(config, adapter_name="style")
+    beside(pipe, adapter)
+    pipe.set_adapters("style", 0.5)
+    beside(pipe, adapter)
+
+
+def test_perturbed_attention_guidance(pipe, adapter):
+    pag = StableDiffusionPAGPipeline(**parts(pipe), pag_applied_layers=["mid"])
+    pag.set_progress_bar_config(disable=True)
+    beside(pag, adapter, pag_scale=3.0)
+    beside(pag, adapter, pag_scale=3.0, guidance_scale=1.0)
+
+
+def test_freeu(pipe, adapter):
+    pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    beside(pipe, adapter)
+
+
+def test_compiled(pipe, adapter):
+    expected = drawn(customize(pipe, adapter), ["a <my-cat>", "a dog"], 1, 2)
+    plain = drawn(pipe, ["a cat", "a dog"], 1, 2)
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    images = drawn(customize(pipe, adapter), ["a <my-cat>", "a dog"], 1, 2)
+    assert difference(images, expected) < 1e-4
+    assert difference(drawn(pipe, ["a cat", "a dog"], 1, 2), plain) < 1e-4
+
+
+def test_an_ip_adapter(pipe, adapter):
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, projection_dim=16, num_hidden_layers=1, num_attention_heads=2,
+        image_size=16, patch_size=8,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    encoder = CLIPVisionModelWithProjection(config).eval()
+    pipe.register_modules(image_encoder=encoder, feature_extractor=CLIPImageProcessor(size=16, crop_size=16))
+    pipe.load_ip_adapter(ip_adapter_weights(pipe.unet), subfolder=None, weight_name=None, image_encoder_folder=None)
+    beside(pipe, adapter, ip_adapter_image=[image()])
+
+
+def ip_adapter_weights(unet: UNet2DConditionModel):
+    """Random weights under the names that the loader knows."""
+    width, tokens, layers = unet.config.cross_attention_dim, 4, {}
+    number = 1
+    for path in unet.attn_processors:
+        if path.endswith("attn2.processor"):
+            out = dict(unet.named_modules())[path.removesuffix(".processor")].to_v.out_features
+            layers[f"{number}.to_k_ip.weight"] = torch.randn(out, width) * 0.3
+            layers[f"{number}.to_v_ip.weight"] = torch.randn(out, width) * 0.3
+            number += 2
+    projection = {
+        "proj.weight": torch.randn(tokens * width, 16) * 0.3,
+        "proj.bias": torch.zeros(tokens * width),
+        "norm.weight": torch.ones(width),
+        "norm.bias": torch.zeros(width),
+    }
+    return {"image_proj": projection, "ip_adapter": layers}
+
+
+def test_a_textual_inversion_embedding(pipe, adapter):
+    pipe.load_textual_inversion({"<style>": torch.randn(16)}, token="<style>")
+    plain = drawn(pipe, ["a cat of <style>", "a dog"], 1, 2)
+    images = drawn(customize(pipe, adapter), ["a <my-cat> of <style>", "a <style> dog"], 1, 2)
+    assert difference(images[0], plain[0]) > 1e-3
+    assert np.array_equal(images[1], drawn(pipe, ["a cat", "a <style> dog"], 1, 2)[1])
+
+
+def test_prompt_embeddings_beside_the_text(pipe, adapter):
+    text = ["a <my-cat>", "a dog"]
+    embeds, negative = pipe.encode_prompt(["a cat", "a dog"], "cpu", 1, True)
+    images = drawn(customize(pipe, adapter), text, 1, 2, prompt_embeds=embeds, negative_prompt_embeds=negative)
+    assert np.array_equal(images, drawn(customize(pipe, adapter), text, 1, 2))
+    twice = drawn(customize(pipe, adapter), text, 1, 2, prompt_embeds=2 * embeds, negative_prompt_embeds=negative)
+    assert difference(twice, images) > 1e-3
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0])
+def test_without_guidance(pipe, adapter, guidance_scale):
+    beside(pipe, adapter, guidance_scale=guidance_scale)
+
+
+def test_stable_diffusion_xl_from_pictures(concept):
+    pipeline = tiny("sdxl")
+    adapter = random_adapter(Base.from_pipeline(pipeline), concept)
+    kinds = {
+        name: part for name, part in pipeline.components.items() if name not in ("image_encoder", "feature_extractor")
+    }
+    img2img = StableDiffusionXLImg2ImgPipeline(**kinds, add_watermarker=False)
+    img2img.set_progress_bar_config(disable=True)
+    beside(img2img, adapter, image=[image()] * 2, strength=0.9)
+    inpaint = StableDiffusionXLInpaintPipeline(**kinds, add_watermarker=False)
+    inpaint.set_progress_bar_config(disable=True)
+    mask = Image.new("L", (16, 16), 255)
+    beside(inpaint, adapter, image=[image()] * 2, mask_image=[mask] * 2, height=16, width=16, strength=1.0)
+
+
+def test_different_prompts_for_two_text_models_are_refused(concept):
+    pipeline = tiny("sdxl")
+    adapter = random_adapter(Base.from_pipeline(pipeline), concept)
+    with pytest.raises(UserError, match="prompt_2 differs"):
+        drawn(customize(pipeline, adapter), "a <my-cat>", 1, prompt_2="a dog")
+
+
+def test_a_negative_prompt_that_reads_the_same_is_refused(pipe, adapter):
+    with pytest.raises(UserError, match="reads the same"):
+        drawn(customize(pipe, adapter), "a <my-cat>", 1, negative_prompt="a cat")
+
+
+# --- diffusers' verbs ---
+
+
+def test_several_concepts_loaded_weighted_and_unloaded(pipe, base, concept, adapter):
+    from dataclasses import replace
+
+    wrapped = customize(pipe)
+    wrapped.load_infusion(adapter)
+    dog = random_adapter(base, replace(concept, name="my-dog", class_noun="dog"))
+    wrapped.load_infusion(dog)
+    assert wrapped.get_list_infusion_adapters() == ["my-cat", "my-dog"] == wrapped.get_active_infusion_adapters()
+    both = drawn(wrapped, "a <my-cat> and a <my-dog>", 1)
+    wrapped.set_infusion_adapters("my-cat")
+    assert wrapped.get_active_infusion_adapters() == ["my-cat"]
+    assert np.array_equal(drawn(wrapped, "a <my-cat>", 1), drawn(customize(pipe, adapter), "a <my-cat>", 1))
+    one = drawn(wrapped, "a <my-cat> and a <my-dog>", 1)
+    assert difference(one, both) > 1e-3
+    wrapped.delete_infusion_adapters("my-dog")
+    with pytest.raises(UserError, match="my-dog"):
+        drawn(wrapped, "a <my-dog>", 1)
+    wrapped.unload_infusion()
+    assert wrapped.get_list_infusion_adapters() == []
+    assert np.array_equal(drawn(wrapped, "a cat", 1), drawn(pipe, "a cat", 1))
+
+
+def test_a_weight_of_zero_is_the_base_to_the_bit_and_others_lie_between(pipe, adapter):
+    wrapped = customize(pipe, adapter)
+    plain, full = drawn(pipe, "a cat", 1), drawn(wrapped, "a <my-cat>", 1)
+    wrapped.set_infusion_adapters("my-cat", 0.0)
+    assert np.array_equal(drawn(wrapped, "a <my-cat>", 1), plain)
+    moved = []
+    for weight in (0.1, 0.3):
+        wrapped.set_infusion_adapters(["my-cat"], [weight])
+        moved.append(difference(drawn(wrapped, "a <my-cat>", 1), plain))
+    assert 0 < moved[0] < moved[1] < 1.1 * difference(full, plain)
+    wrapped.set_infusion_adapters("my-cat", 1.0)
+    assert np.array_equal(drawn(wrapped, "a <my-cat>", 1), full)
+
+
+def test_names_and_weights_are_checked(pipe, base, concept, adapter):
+    wrapped = customize(pipe, adapter)
+    with pytest.raises(UserError, match=r'No concept "my-cats" is loaded; loaded are: my-cat\. Did you mean "my-cat"'):
+        wrapped.set_infusion_adapters("my-cats")
+    with pytest.raises(UserError, match="1 adapters need as many weights, and 2 were given"):
+        wrapped.set_infusion_adapters(["my-cat"], [1.0, 2.0])
+    with pytest.raises(UserError, match="share a name"):
+        wrapped.load_infusion(adapter)
+    lora = customize(pipe, LoRA(rank=2).adapter(base, concept).eval())
+    with pytest.raises(UserError, match=r"weight of 0\.5"):
+        lora.set_infusion_adapters("my-cat", 0.5)
+
+
+def test_what_is_set_on_it_is_set_on_the_pipeline(pipe, adapter):
+    wrapped = customize(pipe, adapter)
+    assert wrapped.unet is pipe.unet
+    wrapped.scheduler = scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, steps_offset=0)
+    assert pipe.scheduler is scheduler
+
+
+def test_ten_concepts_a_hundred_times_leave_no_trace(pipe, base, concept):
+    from dataclasses import replace
+
+    def state():
+        modules = [module for part in (pipe.unet, pipe.text_encoder, pipe.vae) for module in part.modules()]
+        hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
+        return hooks, sorted(vars(pipe.unet)), sorted(vars(pipe)), Base.from_pipeline(pipe).digest()
+
+    drawn(pipe, "a cat", 1, num_inference_steps=1)  # the first call leaves the pipeline's own notes on it
+    before = state()
+    concepts = [random_adapter(base, replace(concept, name=f"cat-{n}")) for n in range(10)]
+    wrapped = customize(pipe)
+    for _ in range(100):
+        for one in concepts:
+            wrapped.load_infusion(one)
+        wrapped.unload_infusion()
+    for one in concepts:
+        wrapped.load_infusion(one)
+    drawn(wrapped, "a <cat-0> and a <cat-9>", 1, num_inference_steps=1)
+    wrapped.unload_infusion()
+    assert state() == before
+    assert tiny_tokenizer().get_vocab() == pipe.tokenizer.get_vocab()
