@@ -3,13 +3,26 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_families import PIPELINES, stable_diffusion_3, tiny
 
 from infusion.adapter_file import load_adapter, save_adapter
 from infusion.base import Base
+from infusion.base.noise_schedule import training_target
 from infusion.customized_pipeline import customize
 from infusion.errors import UserError
-from infusion.methods import Infusion
+from infusion.masks import attention_masks
+from infusion.methods import (
+    CustomDiffusion,
+    DreamBooth,
+    ExtendedTextualInversion,
+    Infusion,
+    LoRA,
+    Perfusion,
+    TextualInversion,
+)
+from infusion.metrics import latent_fisher
+from infusion.metrics.latent_fisher import Probe, eps_predictions, latent_fisher_divergence, stratified_timesteps
 from infusion.pipeline import generate
 from infusion.prompts import parse_prompt
 from infusion.training import TrainingSettings, train
@@ -252,3 +265,49 @@ def test_an_unknown_kind_is_refused():
     )
     with pytest.raises(UserError, match="DDPMPipeline is of a kind"):
         Base.from_pipeline(DDPMPipeline(unet, DDPMScheduler()))
+
+
+@pytest.mark.parametrize("method", [TextualInversion, ExtendedTextualInversion, Perfusion, LoRA, CustomDiffusion])
+def test_methods_for_stable_diffusion_say_so(concept, method):
+    with pytest.raises(UserError, match=r"works on Stable Diffusion 1\.x and 2\.x"):
+        method().adapter(Base.from_pipeline(tiny("sdxl")), concept)
+
+
+def test_dreambooth_works_on_every_family(base, concept):
+    fresh = DreamBooth(max_train_steps=1, num_class_images=2).adapter(base, concept)
+    torch.testing.assert_close(predict(base, ["a <my-cat>"], fresh), predict(base, ["a sks cat"]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "pixart-sigma", "sana"], indirect=True)
+def test_masks_come_from_the_models_own_attention(base):
+    masks = attention_masks(base, [Image.new("RGB", (base.size_px,) * 2, "red")], "cat")
+    assert [mask.size for mask in masks] == [(base.size_px,) * 2]
+
+
+def test_joint_attention_gives_no_masks(concept):
+    with pytest.raises(UserError, match="give masks"):
+        attention_masks(Base.from_pipeline(tiny("sd-3")), list(concept.images), "cat")
+
+
+@pytest.mark.parametrize("name", ["sd-1", "flux"], indirect=True)
+def test_the_divergence_is_measured_on_flows_too(base, concept):
+    """The noise that a flow sees is the noise that was added, where it predicts the truth."""
+
+    class Truth:
+        def predict(self, noisy, timesteps, conditioning):
+            return training_target(schedule, *self.known, timesteps)
+
+    schedule = base.noise_schedule
+    probe = Probe(torch.randn(2, *base.latent_shape), torch.tensor([0, 1]))
+    told = base.encode(["a cat", "a dog"])
+    timesteps = stratified_timesteps(schedule, probe, 3, seed=0)
+    truth = Truth()
+    truth.known = (probe.latents.repeat_interleave(3, 0), noise_of(schedule, probe, 3))
+    found = eps_predictions(truth, schedule, probe, told, 3, seed=0, batch_size=6)
+    torch.testing.assert_close(found.flatten(0, 1), truth.known[1], rtol=0, atol=2e-4)
+    moved = latent_fisher_divergence(found, found + 0.1, found + 1, probe, schedule, timesteps)
+    assert np.allclose(moved.eps, 0.01, atol=1e-5) and (moved.kl > 0).all() and np.isfinite(moved.kl).all()
+
+
+def noise_of(schedule, probe, num):
+    return latent_fisher._draws(schedule, probe, num, 0)[1].flatten(0, 1)

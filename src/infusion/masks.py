@@ -45,6 +45,7 @@ def subject_masks(base: Base, concept: Concept) -> list[SubjectMask]:
 def attention_masks(base: Base, images: Sequence[Image.Image], class_noun: str) -> list[Image.Image]:
     """What the base's cross-attention to the class noun covers of each picture: mean over noises, layers and heads."""
     conditioning = base.encode(["a photo of a <subject>"], {"subject": class_noun}).rows([0] * _NUM_NOISES)
+    text_mask = conditioning.attention_mask if base.family.masks_text else None
     tokens = [row["subject"] for row in conditioning.concept_tokens]
     generator = torch.Generator().manual_seed(0)
     masks = []
@@ -55,7 +56,7 @@ def attention_masks(base: Base, images: Sequence[Image.Image], class_noun: str) 
         for level in NOISE_LEVELS:
             timestep = torch.tensor(int(level * base.noise_schedule.config.num_train_timesteps), device=base.device)
             noise = torch.randn(latents.shape, generator=generator).to(latents)
-            with AttentionRecorder(base.network) as recorder:
+            with AttentionRecorder(base.network, text_mask) as recorder:
                 base.predict(base.noise_schedule.add_noise(latents, noise, timestep[None]), timestep, conditioning)
                 total += recorder.token_map(tokens, height, width).mean(0)
         masks.append(_as_mask(total).resize(image.size, Image.Resampling.BILINEAR))

@@ -8,23 +8,18 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from infusion.base.edits import hook_output
+from infusion.base.families.family import attention_layers, is_cross_attention
 from infusion.errors import UserError
 
 
 def cross_attentions(network: nn.Module) -> dict[str, Attention]:
-    """Every text cross-attention of a UNet by module path, in the network's own order.
+    """Every cross-attention to text by module path, in the network's own order.
 
     Raises:
         UserError: the projections are fused, so that nothing could be read from or added to one of them.
     """
-    layers = {
-        path: module
-        for path, module in network.named_modules()
-        if isinstance(module, Attention) and module.is_cross_attention
-    }
-    if any(layer.fused_projections for layer in layers.values()):
-        raise UserError("The model's attention projections are fused; call unfuse_qkv_projections() on it first.")
-    return layers
+    layers = attention_layers(network, is_cross_attention)
+    return {path: layer.attention for path, layer in layers.items()}  # type: ignore[misc]
 
 
 def value_widths(network: nn.Module) -> dict[str, int]:
@@ -35,11 +30,20 @@ def value_widths(network: nn.Module) -> dict[str, int]:
 class AttentionRecorder:
     """While active, keeps what every cross-attention layer's map is made of, and computes maps on request.
 
-    Gradients flow through the maps, where they are on.
+    attention_mask: [B, T], 0 at tokens that are not read. Gradients flow through the maps, where they are on.
+
+    Raises:
+        UserError: the network has no cross-attention.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, attention_mask: Tensor | None = None) -> None:
         self.layers = cross_attentions(network)
+        if not self.layers:
+            raise UserError(
+                "In this model image and text attend jointly, so its attention cannot say where the subject is: give "
+                "masks, in a folder masks/ among the pictures, or learn the pictures whole (--no-masked-loss)."
+            )
+        self.attention_mask = attention_mask
         self.queries: dict[str, Tensor] = {}
         self.keys: dict[str, Tensor] = {}
         self._stack = ExitStack()
@@ -63,13 +67,16 @@ class AttentionRecorder:
 
     def maps(self, path: str) -> Tensor:
         """Attention map of one layer in the last forward pass, [B, H heads, N image positions, T tokens], fp32."""
-        heads = self.layers[path].heads
+        layer = self.layers[path]
 
         def by_head(states: Tensor) -> Tensor:  # [B, L, H * D] -> [B, H, L, D]
-            return states.float().unflatten(-1, (heads, -1)).transpose(1, 2)
+            return states.float().unflatten(-1, (layer.heads, -1)).transpose(1, 2)
 
         query, key = by_head(self.queries[path]), by_head(self.keys[path])
-        return torch.softmax(query @ key.transpose(-1, -2) * self.layers[path].scale, dim=-1)
+        scores = query @ key.transpose(-1, -2) * layer.scale
+        if self.attention_mask is not None:
+            scores = scores.masked_fill(self.attention_mask[:, None, None].to(scores.device) == 0, -torch.inf)
+        return torch.softmax(scores, dim=-1)
 
     def token_map(self, rows: Iterable[Iterable[int]], height: int, width: int) -> Tensor:
         """How much each place attends to given tokens: mean over heads and layers, [B, height, width].

@@ -140,17 +140,26 @@ class Base:
         return self.family.encode_negative(self.pipeline, [parse_prompt(prompt, {}) for prompt in prompts])
 
     def read_tokens(self, token_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Text states [B, T, C] of token ids [B, T].
+        """Text states [B, T, C] of token ids [B, T], where there is one text model.
 
         Raises:
-            UserError: the family has no one text model whose words could be changed.
+            UserError: the base is of another family than Stable Diffusion 1.x and 2.x.
+        """
+        family = self.as_stable_diffusion("a method that trains words")
+        return family.read_tokens(self.pipeline, token_ids, attention_mask)
+
+    def as_stable_diffusion(self, wanted_by: str) -> StableDiffusion:
+        """The family, for what is there for Stable Diffusion 1.x and 2.x only.
+
+        Raises:
+            UserError: it is another.
         """
         if not isinstance(self.family, StableDiffusion):
             raise UserError(
-                f'"{self.id}" is a model of the family {self.family.architecture}; methods that train words work on '
-                "Stable Diffusion 1.x and 2.x."
+                f'"{self.id}" is a model of the family {self.family.architecture}, and {wanted_by} works on Stable '
+                "Diffusion 1.x and 2.x; infusion and dreambooth work on every family."
             )
-        return self.family.read_tokens(self.pipeline, token_ids, attention_mask)
+        return self.family
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's prediction, of the kind that `noise_schedule` names; [B, C, H, W]."""

@@ -70,6 +70,7 @@ class LoRAAdapter(Adapter):
 
     def __init__(self, method: LoRA, concept_name: str, class_noun: str, base: Base) -> None:
         super().__init__(method, concept_name, class_noun)
+        base.as_stable_diffusion("lora")
         # In a dictionary they are not registered: they hold the base's own weights, which are no part of the adapter.
         self.layers = _peft_layers(_projections(base.network), method.rank)
         for path, layer in self.layers.items():

@@ -191,7 +191,12 @@ def load_tensors(adapter: Adapter, tensors: Mapping[str, Tensor], base: Base) ->
 
 
 def embeddings_of(base: Base, words: str) -> Tensor:
-    """The text model's own embeddings of the tokens of `words` in a prompt, [n, width]."""
+    """The text model's own embeddings of the tokens of `words` in a prompt, [n, width].
+
+    Raises:
+        UserError: the base has no one text model whose words could be learnt.
+    """
+    base.as_stable_diffusion("a method that trains words")
     conditioning = base.encode(["a <words>"], {"words": words})
     ids = conditioning.token_ids[0, list(conditioning.concept_tokens[0]["words"])]
     return base.text_encoder.get_input_embeddings()(ids).detach().float().clone()

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infusion.base import Conditioning, Denoiser
+from infusion.base.noise_schedule import FLOW
 from infusion.errors import UserError
 from infusion.intervals import Figure, bootstrap, mean
 
@@ -80,10 +81,18 @@ def stratified_timesteps(noise_schedule: Any, probe: Probe, num_timesteps: int, 
     return _draws(noise_schedule, probe, num_timesteps, seed)[0]
 
 
-def _as_eps(prediction: Tensor, noisy: Tensor, abar: Tensor, prediction_type: str) -> Tensor:
-    """v = sqrt(abar) eps - sigma z_0 (Salimans and Ho, arXiv 2202.00512) gives eps = sqrt(abar) v + sigma z_t."""
-    if prediction_type == "epsilon":
+def _as_eps(prediction: Tensor, noisy: Tensor, schedule: Any, timesteps: Tensor) -> Tensor:
+    """The noise that a prediction of any kind sees in z_t.
+
+    v = sqrt(abar) eps - sigma z_0 (Salimans and Ho, arXiv 2202.00512) gives eps = sqrt(abar) v + sigma z_t; a flow
+    u = eps - z_0 at z_t = (1 - s) z_0 + s eps gives eps = z_t + (1 - s) u.
+    """
+    kind = schedule.config.prediction_type
+    if kind == "epsilon":
         return prediction
+    if kind == FLOW:
+        return noisy + (1 - schedule.levels(timesteps, noisy)) * prediction
+    abar = schedule.alphas_cumprod.cpu().float()[timesteps][:, None, None, None]
     return abar.sqrt() * prediction + (1 - abar).sqrt() * noisy
 
 
@@ -103,17 +112,17 @@ def eps_predictions(
     batch size. The base's predictions may be kept and compared with those of many customized models.
 
     Args:
-        noise_schedule: a diffusers DDPMScheduler, `Base.noise_schedule`.
+        noise_schedule: `Base.noise_schedule`.
         conditioning: one row per latent, without guidance.
         num_timesteps: T, the number of strata of the schedule.
 
     Raises:
-        UserError: the base predicts neither the noise nor the velocity, or the schedule has fewer than T timesteps.
+        UserError: the base predicts neither noise, velocity nor flow, or the schedule has fewer than T timesteps.
     """
     config = noise_schedule.config
-    if config.prediction_type not in ("epsilon", "v_prediction"):
+    if config.prediction_type not in ("epsilon", "v_prediction", FLOW):
         raise UserError(
-            f'A base of prediction type "{config.prediction_type}" has no score; use epsilon or v_prediction.'
+            f'A base of prediction type "{config.prediction_type}" has no score; use epsilon, v_prediction or a flow.'
         )
     if not 0 < num_timesteps <= config.num_train_timesteps:
         raise UserError(f"Compare at 1 to {config.num_train_timesteps} timesteps; {num_timesteps} were asked for.")
@@ -127,8 +136,7 @@ def eps_predictions(
         noisy = noise_schedule.add_noise(probe.latents[latent].float().cpu(), noise[latent, step], t)
         told = conditioning.rows(latent.tolist())
         prediction = denoiser.predict(noisy.to(device), t.to(device), told).float().cpu()
-        abar = noise_schedule.alphas_cumprod.cpu().float()[t][:, None, None, None]
-        eps[latent, step] = _as_eps(prediction, noisy, abar, config.prediction_type)
+        eps[latent, step] = _as_eps(prediction, noisy, noise_schedule, t)
     return eps
 
 
@@ -171,7 +179,15 @@ def _mean_square(one: Tensor, other: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def _kl_weights(noise_schedule: Any, timesteps: Tensor) -> Tensor:
-    """w(t) / sigma_t^2 = beta_t / (2 sigma_t^2) times the number of training timesteps, [N, T]."""
+    """w(t) / sigma_t^2 = beta_t / (2 sigma_t^2) times the number of training timesteps, [N, T].
+
+    A flow is the diffusion of g(s)^2 = 2 s / (1 - s), for which it is 1 / (s (1 - s)); at its ends, where that is
+    infinite, s is kept one timestep away from 0 and 1.
+    """
+    if noise_schedule.config.prediction_type == FLOW:
+        total = noise_schedule.config.num_train_timesteps
+        level = (timesteps.double() / total).clamp(1 / total, 1 - 1 / total)
+        return 1 / (level * (1 - level))
     abar = noise_schedule.alphas_cumprod.cpu().double()
     beta = 1 - abar / torch.cat([abar.new_ones(1), abar[:-1]])
     return (len(abar) * beta / (2 * (1 - abar)))[timesteps]

@@ -38,7 +38,8 @@ class Family(ABC):
     """A kind of model; one file each. Holds no weights: what it says, it says of the parts of a pipeline.
 
     architecture: the name in ModelSpec's catalogue. network: the name of the denoiser among the pipeline's parts.
-    shared_inputs: arguments of the network that have no entry for each row.
+    shared_inputs: arguments of the network that have no entry for each row. masks_text: whether its attention leaves
+    out the tokens that `Conditioning.attention_mask` says are not read.
     """
 
     architecture: str
@@ -46,6 +47,7 @@ class Family(ABC):
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
     shared_inputs: ClassVar[tuple[str, ...]] = ()
+    masks_text: ClassVar[bool] = False
 
     @property
     def needed_parts(self) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from infusion.prompts import ConceptTokens, Mention, Prompt
 
 class PixArt(Family):
     architecture = "pixart"
+    masks_text = True
 
     def text_layers(self, network: nn.Module) -> dict[str, TextLayer]:
         return attention_layers(network, is_cross_attention)

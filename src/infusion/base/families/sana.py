@@ -25,6 +25,7 @@ _OPTIONS = ("max_sequence_length", "complex_human_instruction")
 
 class Sana(Family):
     architecture = "sana"
+    masks_text = True
 
     def text_layers(self, network: nn.Module) -> dict[str, TextLayer]:
         return attention_layers(network, is_cross_attention)
