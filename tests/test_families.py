@@ -1,5 +1,9 @@
 """Every family of models: the same pictures as its own pipeline, and the laws, on a tiny real one."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -311,3 +315,24 @@ def test_the_divergence_is_measured_on_flows_too(base, concept):
 
 def noise_of(schedule, probe, num):
     return latent_fisher._draws(schedule, probe, num, 0)[1].flatten(0, 1)
+
+
+def test_gradient_checkpointing_changes_no_gradient(base, concept):
+    """Layers that are run again for the backward pass are run with the foundation's maps and the residuals, too."""
+    runs = []
+    adapter = random_adapter(base, concept)
+    for checkpointing in (False, True):
+        if checkpointing:
+            base.network.enable_gradient_checkpointing()
+        adapter.zero_grad()
+        with base.customized(adapter) as denoiser:
+            denoiser.predict(*inputs(base, ["a <my-cat>", "a dog"], [adapter])).square().mean().backward()
+        runs.append([parameter.grad.clone() for parameter in adapter.parameters()])
+    assert all(gradient.abs().max() > 0 for gradient in runs[0])
+    for plain, again in zip(*runs, strict=True):
+        torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-7)
+
+
+def test_the_table_of_families_is_what_its_tool_counts():
+    tool = Path(__file__).parents[1] / "tools" / "family_table.py"
+    subprocess.run([sys.executable, tool, "--check"], check=True)

@@ -1,6 +1,6 @@
 """The real configurations of models -> docs/families.md: what an adapter of each has to learn, counted.
 
-    python tools/family_table.py            # writes docs/families.md
+    python tools/family_table.py            # writes the table in docs/families.md
     python tools/family_table.py --check    # fails where the file says something else
 
 Networks are built on the `meta` device, so that nothing is downloaded and no memory is taken.
@@ -79,13 +79,8 @@ MODELS: list[tuple[str, Family, type, dict[str, Any]]] = [
     ("Stable Diffusion 3.5 large", StableDiffusion3(), SD3Transformer2DModel, _SD35_LARGE),
     ("FLUX.1", Flux(), FluxTransformer2DModel, {"guidance_embeds": True}),
 ]
-HEAD = """# Families of models
-
-Where each model reads text, and what an adapter of all these layers learns: one number for each unit of width, in fp32. Counted by
-`python tools/family_table.py` on the models' published configurations; the sizes are those of the numbers alone, to which a file adds
-about two kilobytes that say what it is.
-
-| model | parameters of the network | layers that read text | learnt numbers | KiB |
+MARK = "<!-- what follows is written by tools/family_table.py -->"
+HEAD = """| model | parameters of the network | layers that read text | learnt numbers | KiB |
 |---|---|---|---|---|
 """
 
@@ -102,7 +97,8 @@ def row(name: str, family: Family, network: type, config: dict[str, Any]) -> str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail where the file differs")
-    text = HEAD + "\n".join(row(*model) for model in MODELS) + "\n"
+    prose = PAGE.read_text().partition(MARK)[0]
+    text = f"{prose}{MARK}\n\n{HEAD}" + "\n".join(row(*model) for model in MODELS) + "\n"
     if parser.parse_args().check:
         sys.exit(0 if PAGE.read_text() == text else f"{PAGE} is not what this script writes; run it.")
     PAGE.write_text(text)

@@ -143,6 +143,10 @@ def train(
         str,
         typer.Option(help="Precision of the frozen weights: no, fp16 or bf16; what is learnt stays in fp32."),
     ] = "no",
+    gradient_checkpointing: Annotated[
+        bool,
+        typer.Option("--gradient-checkpointing", help="Less memory, more time: layers run again for gradients."),
+    ] = False,
     preview_steps: Annotated[
         int | None, typer.Option(min=1, help="Steps between preview pictures. [default: none]")
     ] = None,
@@ -208,6 +212,8 @@ def train(
     else:
         _remove(checkpoint, kept_path)
     model = load_base_on(console, base, device, PRECISIONS[mixed_precision])
+    if gradient_checkpointing:
+        model.network.enable_gradient_checkpointing()
 
     from infusion.adapter_file import save_adapter
     from infusion.masks import subject_masks

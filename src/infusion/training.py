@@ -85,10 +85,6 @@ def train(
     Raises:
         UserError: the checkpoint belongs to another training, or cannot be written; a caption lacks the concept.
     """
-    if base.network.is_gradient_checkpointing:
-        raise UserError(
-            "Call disable_gradient_checkpointing() on the network first: the two streams cannot be run again later."
-        )
     base.freeze()
     settings = settings or TrainingSettings()
     method = adapter.method

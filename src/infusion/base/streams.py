@@ -99,17 +99,26 @@ class TwinStreams:
         batch_size = len(next(iter(inputs.values())))  # the noisy latents, whatever the network calls them
         plan = self._plan(batch_size, inputs["encoder_hidden_states"])
         if plan is None:
+            self._forget()
             return original(**inputs, return_dict=as_output)
         # taken first, because the network empties some of the lists it is given
         rows = {
             name: value if name in self.family.shared_inputs else _take_rows(value, plan.at, batch_size)
             for name, value in inputs.items()
         }
+        self._forget()
         prediction = self._foundation_pass(original, inputs, plan)
-        changed = self._customized_pass(original, rows, plan)
+        self._replaying = plan
+        changed = original(**rows, return_dict=True)
+        if not torch.is_grad_enabled():  # else checkpointed layers may be run again, until the next call
+            self._forget()
         if prediction is not None:
             changed.sample = prediction.index_copy(0, plan.at[plan.changes], changed.sample[plan.changes])
         return changed if as_output else (changed.sample,)
+
+    def _forget(self) -> None:
+        self._replaying = None
+        self._recorded.clear()
 
     def _plan(self, batch_size: int, text_states: Tensor) -> _Plan | None:
         """Which rows of a batch are customized.
@@ -164,15 +173,6 @@ class TwinStreams:
                 return original(**inputs, return_dict=False)[0]
         finally:
             self._recording = None
-
-    def _customized_pass(self, original: Callable[..., Any], rows: Mapping[str, Any], plan: _Plan) -> Any:
-        """The rows that name a concept, with their twins' maps and the residuals on their values."""
-        self._replaying = plan
-        try:
-            return original(**rows, return_dict=True)
-        finally:
-            self._replaying = None
-            self._recorded.clear()
 
     def _on_borrowed(self, path: str, states: Tensor) -> Tensor:
         """states [B, L, W]: kept in the foundation pass, taken over in the customized one."""
