@@ -29,7 +29,8 @@ def test_the_file_explains_itself(saved, base):
     about, tensors = read_adapter_file(path)
     assert (about["concept_name"], about["class_noun"], about["method"]) == ("my-cat", "cat", "infusion")
     assert about["settings"]["layers"] == "all"
-    assert about["base"] == {"id": base.id, "fingerprint": base.fingerprint()}
+    expected = {"id": base.id, "family": "stable-diffusion-v1", "fingerprint": base.fingerprint()}
+    assert about["base"] == expected
     assert all(name.endswith("attn2.to_v.value_residual") for name in tensors)
 
 

@@ -24,6 +24,7 @@ from infusion.errors import UserError, all_at_once, nearest, noting
 from infusion.toybox.scene import FIRST_RESERVED_CONCEPT
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from PIL import Image
     from rich.console import Console
     from torch import Tensor
@@ -169,15 +170,20 @@ def train(
     page: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also draw pictures and show them on one HTML page.")
     ] = None,
+    report_to: Annotated[
+        str | None, typer.Option(metavar="TRACKER", help="tensorboard, wandb, trackio ...: where losses are shown.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print what would be done.")] = False,
     device: DeviceOption = None,
 ) -> None:
     """Learn one concept from a folder of pictures."""
     from infusion.files import check_writable
+    from infusion.launch import accelerator_for, start_trackers
     from infusion.terminal import plain_console
 
-    console = plain_console()
     mistakes: list[str] = []
+    with noting(mistakes):
+        accelerator = accelerator_for(report_to, Path("logs"), device)
     with noting(mistakes):
         recipe, settings = _settings(context.params, set_ or [], config)
     with noting(mistakes):
@@ -196,7 +202,10 @@ def train(
         raise all_at_once(mistakes, "this command")
     assert output is not None
 
-    for warning in concept.warnings:
+    alone = accelerator is None or accelerator.num_processes == 1
+    first = accelerator is None or accelerator.is_main_process
+    console = plain_console(quiet=not first)
+    for warning in concept.warnings if first else ():
         print(f"warning: {warning}", file=sys.stderr)
     if masks is not None and not recipe.masked_loss:
         print(f"warning: --masks is not used: {recipe.name} needs --masked-loss to learn by masks.", file=sys.stderr)
@@ -209,8 +218,11 @@ def train(
     kept_path = checkpoint.with_suffix(".kept.safetensors")
     if checkpoint.exists() and resume:
         console.print(f"Going on from {checkpoint}; --no-resume starts anew.")
-    else:
+    elif first:
         _remove(checkpoint, kept_path)
+    if accelerator and not alone:
+        accelerator.wait_for_everyone()
+        device = str(accelerator.device)
     model = load_base_on(console, base, device, PRECISIONS[mixed_precision])
     if gradient_checkpointing:
         model.network.enable_gradient_checkpointing()
@@ -224,12 +236,24 @@ def train(
     console.print(_described_masks(found) if found else "The pictures are learnt whole, without masks.")
     adapter = recipe.adapter(model, concept)
     try:
-        rule = _stop_rule(console, model, concept, clip, encoder, kept_path) if stop == "auto" else None
-        record = _learn(console, model, adapter, concept, settings, checkpoint, found, output, preview_steps, rule)
+        rule = None
+        if stop == "auto":
+            rule = _stop_rule(console, model, concept, clip, encoder, kept_path if first else None)
+        start_trackers(
+            accelerator, {"method": recipe.name, **dataclasses.asdict(recipe), **dataclasses.asdict(settings)}
+        )
+        preview_steps = preview_steps if first else None
+        record = _learn(
+            console, model, adapter, concept, settings, checkpoint, found, output, preview_steps, rule, accelerator
+        )
     except KeyboardInterrupt:
         resumable = f"What was learnt is kept in {checkpoint}; the same command goes on from there."
         console.print(f"Interrupted. {resumable if checkpoint.exists() else 'Nothing was learnt yet.'}")
         raise typer.Exit(_INTERRUPTED) from None
+    if accelerator:
+        accelerator.end_training()
+    if not first:
+        return
     used = dataclasses.asdict(settings) | {"mixed_precision": mixed_precision}
     about = used | {"num_images": len(concept.images), "seconds": round(record.seconds, 1)}
     if record.kept_step is not None:
@@ -536,6 +560,7 @@ def _learn(
     output: Path,
     preview_steps: int | None,
     rule: "tuple[SelfCheck, Kept] | None",
+    accelerator: "Accelerator | None",
 ) -> "TrainingRecord":
     """Train with a progress bar. KeyboardInterrupt, with a checkpoint written, when it was asked to stop."""
     from infusion.report import Preview, format_seconds
@@ -548,7 +573,8 @@ def _learn(
     previews_dir = output.with_suffix(".previews")
     recent: deque[float] = deque(maxlen=50)
     started = time.monotonic()
-    training = train_steps(base, adapter, concept, settings, checkpoint, masks, _class_latents(console, base, adapter))
+    prior = _class_latents(console, base, adapter)
+    training = train_steps(base, adapter, concept, settings, checkpoint, masks, prior, accelerator)
     steps = train_until_best(training, adapter, *rule) if rule else ((now, None) for now in training)
     kept = rule[1] if rule else None
     # Closing it writes the checkpoint.
@@ -565,7 +591,7 @@ def _learn(
             if check and kept:
                 found = f"learnt {check.learnt:.0%}, prompt followed {check.followed:.0%}"
                 console.print(f"Step {check.step}: {found}; best so far: step {kept.best.step}.")
-            if asked_to_stop() and now.step < now.max_train_steps:
+            if _any_of(accelerator, asked_to_stop()) and now.step < now.max_train_steps:
                 raise KeyboardInterrupt
     if kept and kept.states:
         record.kept_step = kept.best.step
@@ -574,8 +600,17 @@ def _learn(
     return record
 
 
+def _any_of(accelerator: "Accelerator | None", said: bool) -> bool:
+    """Whether this or another process says so: all of them stop at the same step."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return said
+    import torch
+
+    return bool(accelerator.reduce(torch.tensor(float(said), device=accelerator.device)).item())
+
+
 def _stop_rule(
-    console: "Console", base: "Base", concept: "Concept", clip: str | None, encoder: str | None, kept_path: Path
+    console: "Console", base: "Base", concept: "Concept", clip: str | None, encoder: str | None, kept_path: Path | None
 ) -> "tuple[SelfCheck, Kept]":
     """Who looks at the pictures of a training that stops by itself, and what it found before; set b of the toybox is
     left to judge the result."""

@@ -28,6 +28,12 @@ class Batch:
     timesteps: Tensor
     conditioning: Conditioning
 
+    def rows(self, indices: Sequence[int]) -> "Batch":
+        """The batch of these rows alone."""
+        at = torch.as_tensor(indices, device=self.latents.device)
+        tensors = (self.latents[at], self.masks[at], self.noise[at], self.timesteps[at])
+        return Batch(*tensors, self.conditioning.rows(indices))
+
 
 @dataclass(frozen=True)
 class TrainingSet:

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 
-def plain_console() -> Console:
-    """Prints what it is given: no markup, no colours of numbers, no line breaks of its own."""
-    return Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
+def plain_console(quiet: bool = False) -> Console:
+    """Prints what it is given: no markup, no colours of numbers, no line breaks of its own. quiet: nothing at all."""
+    return Console(markup=False, highlight=False, emoji=False, soft_wrap=True, quiet=quiet)
 
 
 def no_loading_bars() -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from infusion.methods import Adapter
 from infusion.pipeline import sample_prompts
 from infusion.prompts import class_prompt
 from infusion.settings import setting, validate
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _HALF_PRECISION_LOSS_SCALE = 1024.0
 _LEARNING_RATE_SHARES = {
@@ -72,6 +75,7 @@ def train(
     checkpoint_path: str | Path | None = None,
     masks: Sequence[SubjectMask] | None = None,
     class_latents: Tensor | None = None,
+    accelerator: "Accelerator | None" = None,
 ) -> Generator[Progress, None, None]:
     """Train `adapter` in place; yields after every optimiser step, so leaving the loop early stops training.
 
@@ -81,9 +85,12 @@ def train(
         masks: `subject_masks(base, concept)`, where the caller has them already; used by methods with a masked loss.
         class_latents: `draw_class(base, adapter.class_noun, ...)`, where the caller has them already; used by methods
             with prior preservation.
+        accelerator: of processes that share each batch, every one with its own copy of base and adapter; they learn
+            what one process alone would. The first of them writes the checkpoints. Its trackers are told every step.
 
     Raises:
-        UserError: the checkpoint belongs to another training, or cannot be written; a caption lacks the concept.
+        UserError: the batch cannot be shared evenly; the checkpoint belongs to another training, or cannot be written;
+            a caption lacks the concept.
     """
     base.freeze()
     settings = settings or TrainingSettings()
@@ -98,6 +105,7 @@ def train(
     rates = [group["lr"] for group in optimizer.param_groups]
     checkpoint = Checkpoint(checkpoint_path, adapter, optimizer, _identity(base, adapter, concept, settings, prior))
     first_step = step = checkpoint.load()
+    share = _Share.of(accelerator, settings)
     share_at = _LEARNING_RATE_SHARES[settings.lr_scheduler]
     images_per_step = settings.train_batch_size * settings.gradient_accumulation_steps
     started = time.monotonic()
@@ -105,23 +113,57 @@ def train(
     between_steps = True
     try:
         while step < method.max_train_steps:
-            loss = _gradients(base, adapter, data, prior, settings, step)
+            loss = _gradients(base, adapter, data, prior, settings, step, share)
+            factor = share_at(step / method.max_train_steps)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * share_at(step / method.max_train_steps)
+                group["lr"] = rate * factor
             between_steps = False
             optimizer.step()
             optimizer.zero_grad()
             adapter.after_step(base)
             step += 1
             between_steps = True
-            if step % settings.checkpointing_steps == 0:
+            if accelerator:
+                accelerator.log({"loss": loss, "learning_rate": rates[0] * factor}, step=step)
+            if step % settings.checkpointing_steps == 0 and share.is_first:
                 checkpoint.save(step)
             seconds = (time.monotonic() - started) / (step - first_step)
             left = (method.max_train_steps - step) * seconds
             yield Progress(step, method.max_train_steps, loss, images_per_step / seconds, left)
     finally:
-        if between_steps:
+        if between_steps and share.is_first:
             checkpoint.save(step)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Which rows of every batch this process computes: every `num`-th, from `first` on."""
+
+    first: int = 0
+    num: int = 1
+    accelerator: "Accelerator | None" = None
+
+    @classmethod
+    def of(cls, accelerator: "Accelerator | None", settings: TrainingSettings) -> "_Share":
+        if accelerator is None or accelerator.num_processes == 1:
+            return cls()
+        if settings.train_batch_size % accelerator.num_processes:
+            raise UserError(
+                f"train_batch_size = {settings.train_batch_size} cannot be shared by {accelerator.num_processes} "
+                "processes; give a multiple of their number."
+            )
+        return cls(accelerator.process_index, accelerator.num_processes, accelerator)
+
+    @property
+    def is_first(self) -> bool:
+        return self.first == 0
+
+    def rows(self, size: int) -> list[int]:
+        return list(range(self.first, size, self.num))
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Over all processes."""
+        return value if self.accelerator is None else self.accelerator.reduce(value, "mean")
 
 
 def draw_class(base: Base, class_noun: str, num_images: int, **sampling: Any) -> Tensor:
@@ -141,37 +183,44 @@ def _prior(base: Base, adapter: Adapter, class_latents: Tensor | None) -> Traini
 
 
 def _gradients(
-    base: Base, adapter: Adapter, data: TrainingSet, prior: TrainingSet | None, settings: TrainingSettings, step: int
+    base: Base,
+    adapter: Adapter,
+    data: TrainingSet,
+    prior: TrainingSet | None,
+    settings: TrainingSettings,
+    step: int,
+    share: _Share,
 ) -> float:
     """Backward passes of one optimiser step; returns its loss."""
     generator = step_generator(settings.seed, step)
     scale = _HALF_PRECISION_LOSS_SCALE if base.dtype == torch.float16 else 1.0
     method, size = adapter.method, settings.train_batch_size
-    total = 0.0
+    total, rows = torch.zeros((), device=base.device), share.rows(size)
     adapter.train()
     try:
         for _ in range(settings.gradient_accumulation_steps):
-            batch = data.batch(size, generator)
+            batch = data.batch(size, generator).rows(rows)
             borrows = adapter.draw_borrows(size, generator)
+            borrows = None if borrows is None else borrows[rows]
             with base.customized(adapter, borrows=borrows) as denoiser:
                 loss = denoising_loss(base, denoiser, batch, method.masked_loss)
                 if prior:
-                    of_class = denoising_loss(base, denoiser, prior.batch(size, generator))
+                    of_class = denoising_loss(base, denoiser, prior.batch(size, generator).rows(rows))
                     loss = loss + method.prior_preservation_weight * of_class
                 loss = loss / settings.gradient_accumulation_steps
                 (loss * scale).backward()
-            total += loss.item()
+            total += loss.detach()
     finally:
         adapter.eval()  # whoever draws between two steps sees what will be drawn in the end
     for parameter in adapter.parameters():
         if parameter.grad is not None:
-            parameter.grad /= scale
+            parameter.grad = share.mean(parameter.grad) / scale
             if not parameter.grad.isfinite().all():
                 raise Diverged(
                     f"Training diverged at step {step + 1}: a gradient is not a number. Use a smaller learning rate, "
                     "or hold the base in another precision (bf16, or no)."
                 )
-    return total
+    return share.mean(total).item()
 
 
 def denoising_loss(base: Base, denoiser: Denoiser, batch: Batch, masked: bool = True) -> Tensor:

@@ -1,0 +1,73 @@
+"""Several processes, and trackers, inside one training."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from infusion.cli import app
+from infusion.errors import UserError
+from infusion.launch import accelerator_for
+from infusion.toybox.concepts import write_concept
+
+STEPS = ["--learning-rate", "0.05", "--max-train-steps", "3", "--train-batch-size", "4", "--device", "cpu"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_concept(seed=3, folder=tmp_path / "toy")
+    return tmp_path / "toy"
+
+
+def learn(command, folder, base_dir, output, *more):
+    words = [*command, "train", folder, "--class-noun", "cat", "--name", "toy", "--base", base_dir, "-o", output]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(
+        [str(word) for word in [*words, *STEPS, *more]], env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_two_processes_learn_what_one_does(folder, base_dir, tmp_path):
+    alone = learn([sys.executable, "-m", "infusion.cli"], folder, base_dir, tmp_path / "one.safetensors")
+    assert alone.returncode == 0, alone.stderr
+    launch = [Path(sys.executable).with_name("accelerate"), "launch", "--cpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    shared = learn([*launch, "-m", "infusion.cli"], folder, base_dir, tmp_path / "two.safetensors")
+    assert shared.returncode == 0, shared.stderr
+    one, two = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6)
+    assert shared.stdout.count("parameters.") == 1  # one of them speaks
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(folder, base_dir, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    failed = learn([*launch, "-m", "infusion.cli"], folder, base_dir, tmp_path / "a.safetensors",
+                   "--train-batch-size", "3")  # fmt: skip
+    assert failed.returncode and "train_batch_size = 3 cannot be shared by 2 processes" in failed.stderr
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_losses_reach_a_tracker(folder, base_dir, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    monkeypatch.chdir(tmp_path)
+    command = ["train", str(folder), "--class-noun", "cat", "--name", "toy", "--base", str(base_dir), *STEPS]
+    app([*command, "--report-to", "tensorboard"], standalone_mode=False)
+    logs = [path for path in (tmp_path / "logs").rglob("*") if path.is_file()]
+    assert any(b"loss" in path.read_bytes() for path in logs)
+
+
+def test_unknown_trackers_are_refused():
+    with pytest.raises(UserError, match=r'"tensorbord" is none of .*Did you mean "tensorboard"'):
+        accelerator_for("tensorbord", Path("logs"), None)
+
+
+def test_a_tracker_that_is_not_installed_is_named(folder, base_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["train", str(folder), "--class-noun", "cat", "--base", str(base_dir), *STEPS, "--report-to", "aim"]
+    with pytest.raises(UserError, match="aim"):
+        app(command, standalone_mode=False)
