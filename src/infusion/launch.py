@@ -27,7 +27,8 @@ def accelerator_for(report_to: str | None, logging_dir: Path, device: str | None
     from accelerate import Accelerator
     from accelerate.tracking import get_available_trackers
 
-    if report_to is not None and report_to not in get_available_trackers():
+    installed = [str(tracker.value) for tracker in get_available_trackers()]
+    if report_to is not None and report_to not in installed:
         raise UserError(f"There is no package here for the tracker {report_to}: pip install {report_to}.")
     return Accelerator(cpu=device == "cpu", log_with=report_to, project_dir=logging_dir)
 
