@@ -22,7 +22,7 @@ ROWS = [
     {"base"},
     {"prompts", "encoders", "judging", "model_card"},
     {"concept", "settings", "toybox"},
-    {"files", "intervals", "measures", "terminal"},
+    {"files", "hub", "intervals", "measures", "terminal"},
     {"errors"},
 ]
 ROW = {module: row for row, modules in enumerate(ROWS) for module in modules}

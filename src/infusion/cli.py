@@ -237,8 +237,8 @@ def train(
         console.print(f"{page}: what was learnt, beside the base model.")
     words = ["infusion", "generate", f"a {concept.placeholder} on the beach", "--concept", str(output)]
     console.print(f"Try: {shlex.join(words)} --seed 0..7 -o out")
-    if adapter.diffusers_loader:
-        call = f'pipe.{adapter.diffusers_loader}("{output}")'
+    if loader := adapter.method.diffusers_loader:
+        call = f'pipe.{loader}("{output}")'
         console.print(f'In diffusers: {call}; a prompt then says "{adapter.diffusers_words}".')
 
 
@@ -250,7 +250,7 @@ def generate(
     ],
     concept: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="An adapter file; repeatable.", show_default=False),
+        typer.Option(metavar="FILE", help="An adapter file, or user/repo on the Hub; repeatable.", show_default=False),
     ] = None,
     output_dir: Annotated[
         Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Where the pictures go.")
@@ -320,17 +320,18 @@ def generate(
 
 @app.command()
 def show(
-    file: Annotated[Path, typer.Argument(help="An adapter file.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="An adapter file, or user/repo on the Hub.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Say what an adapter file is."""
     from infusion.adapter_file import read_adapter_file
+    from infusion.hub import adapter_path
 
     about, tensors = read_adapter_file(file)
     norms = {name: round(float(tensor.float().norm()), 6) for name, tensor in tensors.items()}
     facts = about | {
         "num_parameters": about.get("num_parameters", sum(tensor.numel() for tensor in tensors.values())),
-        "bytes": file.stat().st_size,
+        "bytes": adapter_path(file).stat().st_size,
         "norms": norms,
     }
     if as_json:

@@ -133,7 +133,7 @@ def customize(pipeline: Any, *adapters: Adapter | str | Path, any_base: bool = F
     """Teach a diffusers Stable Diffusion pipeline (text-to-image, img2img, inpaint, ControlNet) concepts.
 
     Args:
-        adapters: adapters or paths of adapter files.
+        adapters: adapters, paths of adapter files, or names on the Hub (`user/repo`).
         any_base: accept adapters that were trained on another base with the same layers.
 
     Raises:
