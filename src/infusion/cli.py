@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from infusion.cli_hub import push
 from infusion.cli_measure import DEFAULT_CLIP, DEFAULT_ENCODER, benchmark, evaluate, load_base_on, report
 from infusion.cli_toybox import toybox
 from infusion.errors import UserError, all_at_once, nearest, noting
@@ -393,7 +394,7 @@ def demo(
     console.print(f"The page: {page.resolve().as_uri()}")
 
 
-for _command in (evaluate, benchmark, report):
+for _command in (evaluate, benchmark, report, push):
     app.command()(_command)
 
 

@@ -205,9 +205,10 @@ def report(
 
 def _page_beside(adapter: Path) -> Path:
     """Beside the file; of an adapter on the Hub, here."""
-    if adapter.exists() or adapter.suffix == ".safetensors":
+    if os.path.exists(adapter):
         return adapter.with_name(f"{adapter.stem}-evaluation.html")
-    return Path("-".join(adapter.parts).replace("@", "-") + "-evaluation.html")
+    name = "-".join(adapter.parts).replace("@", "-").removesuffix(".safetensors")
+    return Path(f"{name}-evaluation.html")
 
 
 def _check_noun(base: str, class_noun: str) -> None:
