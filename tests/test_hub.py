@@ -66,7 +66,7 @@ def test_what_cannot_be_a_repository_is_a_path(stand_in, name):
         ("user/my-cat/sub/third.safetensors", b"third"),
         ("user/my-cat@v1", b"old"),
         ("user/my-cat@refs/pr/1", b"asked for"),
-        ("user/my-cat@v1/adapter.safetensors", b"old"),
+        ("user/my-cat@v1/old.safetensors", b"old"),
         ("user/lone", b"lone"),
     ],
 )
@@ -74,7 +74,7 @@ def test_names_on_the_hub(stand_in, name, expected):
     files = {"adapter.safetensors": b"own", "other.safetensors": b"other", "sub/third.safetensors": b"third"}
     repository = stand_in.add("user/my-cat", files)
     for revision, text in (("v1", b"old"), ("refs/pr/1", b"asked for")):
-        old = {"adapter.safetensors": text}
+        old = {"old.safetensors": text}
         repository.revisions |= {revision: old, ("1" if revision == "v1" else "2") * 40: old}
     stand_in.add("user/lone", {"README.md": b"", "my-toy.safetensors": b"lone"})
     assert adapter_path(name).read_bytes() == expected
@@ -99,8 +99,9 @@ def test_a_new_version_is_got(stand_in):
     assert adapter_path("user/my-cat").read_bytes() == b"old"
     repository.commit({"adapter.safetensors": b"new"})
     assert adapter_path("user/my-cat").read_bytes() == b"new"
-    stand_in.status = 503
+    stand_in.status, asked = 503, len(stand_in.requests)
     assert adapter_path("user/my-cat").read_bytes() == b"new"
+    assert len(stand_in.requests) == asked + 1
 
 
 def test_what_the_hub_gives_is_as_untrusted_as_any_file(stand_in, content):
