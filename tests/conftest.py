@@ -1,10 +1,12 @@
 """A tiny Stable Diffusion with random weights, real in every part, and tiny concepts."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from hub_stand_in import StandIn
 from PIL import Image, ImageDraw
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -130,3 +132,33 @@ def adapter(base: Base, concept: Concept) -> Adapter:
     for parameter in adapter.parameters():
         parameter.data.normal_(std=0.5)
     return adapter.eval()
+
+
+def hub_reads_from(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Where the client of the Hub asks; it reads HF_ENDPOINT when it is imported."""
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    huggingface_hub.close_session()
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIn]:
+    """A Hub on this machine, an empty cache and a token that may write."""
+    from huggingface_hub import constants
+
+    stand_in = StandIn()
+    hub_reads_from(monkeypatch, stand_in.url)
+    for name, value in {
+        "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
+        "HF_TOKEN_PATH": str(tmp_path / "no-token"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,  # its servers cannot be stood in for
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", "hf_writes")
+    yield stand_in
+    stand_in.close()

@@ -9,8 +9,9 @@ SOURCE = Path(__file__).parents[1] / "src" / "infusion"
 # Each module may import from its own row and those below, never from those above.
 ROWS = [
     {"cli"},
-    {"cli_toybox", "cli_measure"},
-    {"showcase", "gates", "evaluation_page"},
+    {"cli_toybox", "cli_measure", "cli_hub"},
+    {"repository"},
+    {"showcase", "gates", "evaluation_page", "adapter_card"},
     {"benchmark"},
     {"two_concepts", "validity", "evaluation_defaults"},
     {"evaluation", "stopping"},
@@ -22,7 +23,7 @@ ROWS = [
     {"base"},
     {"prompts", "encoders", "judging", "model_card"},
     {"concept", "settings", "toybox"},
-    {"files", "intervals", "launch", "measures", "terminal"},
+    {"files", "hub", "intervals", "launch", "measures", "terminal"},
     {"errors"},
 ]
 ROW = {module: row for row, modules in enumerate(ROWS) for module in modules}

@@ -130,7 +130,7 @@ def test_asking_for_help_loads_nothing_heavy() -> None:
         "from infusion.cli import main\n"
         "try: main()\n"
         "except SystemExit as stop: assert not stop.code\n"
-        "assert not {'torch', 'diffusers', 'transformers', 'numpy', 'PIL'} & set(sys.modules)\n"
+        "assert not {'torch', 'diffusers', 'transformers', 'huggingface_hub', 'numpy', 'PIL'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "") and "generate" in done.stdout

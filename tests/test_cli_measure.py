@@ -19,6 +19,7 @@ from infusion.benchmark import Done
 from infusion.cli import main
 from infusion.concept import Concept
 from infusion.methods import Infusion
+from infusion.repository import write_repository
 from infusion.toybox.concepts import concept_pictures, write_concept
 
 ELSEWHERE = ("--clip", "toybox-b", "--encoder", "toybox-b", "--device", "cpu")
@@ -68,6 +69,16 @@ def toy(tmp_path_factory) -> tuple[Path, Path]:
     save_adapter(Infusion().adapter(base, concept), folder / "my-cat.safetensors", base)
     write_concept(3, folder / "train", 3, class_noun="cat")
     return folder / "my-cat.safetensors", folder / "train"
+
+
+def test_an_adapter_on_the_hub_is_measured_and_its_card_tells_it(run, toy, tiny_plan, stand_in):
+    stand_in.add("user/my-cat", {"adapter.safetensors": toy[0].read_bytes()})
+    code, _, error = run("evaluate", "user/my-cat", "--seeds", 1, "--device", "cpu")
+    assert code == 0 and not error
+    found = Path("user-my-cat-evaluation.json")
+    card = write_repository(toy[0], "user/my-cat", Path("repository"), evaluation=found)[0].read_text()
+    value = json.loads(found.read_text())["measures"]["text_alignment"]["value"]
+    assert f"type: text_alignment\n      value: {value}\n" in card and "- Are prompts followed? **" in card
 
 
 def test_an_adapter_of_the_embedded_base_is_measured_by_its_judges(run, toy, tiny_plan):

@@ -21,6 +21,7 @@ _HOMES = {
     "load_adapter": "adapter_file",
     "generate": "pipeline",
     "customize": "customized_pipeline",
+    "push_adapter": "repository",
 }
 __all__ = list(_HOMES)
 

@@ -19,6 +19,7 @@ from infusion.base.noise_schedule import FLOW
 from infusion.concept import checked_class_noun, checked_name
 from infusion.errors import UserError
 from infusion.files import whole_file
+from infusion.hub import adapter_path
 from infusion.methods import METHODS, Adapter
 from infusion.settings import from_mapping
 
@@ -48,7 +49,7 @@ def save_adapter(adapter: Adapter, path: str | Path, base: Base, training: Mappi
         UserError: the file cannot be written. Nothing is left half-written.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state_dict().items()}
-    trigger_phrase = adapter.diffusers_words if adapter.diffusers_loader else f"<{adapter.concept_name}>"
+    trigger_phrase = adapter.diffusers_words if adapter.method.diffusers_loader else f"<{adapter.concept_name}>"
     created = datetime.now(UTC).isoformat(timespec="seconds")
     about = {
         "schema": _SCHEMA,
@@ -83,35 +84,38 @@ def save_adapter(adapter: Adapter, path: str | Path, base: Base, training: Mappi
 def read_adapter_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What an adapter file says of itself, and its tensors by name.
 
+    Args:
+        path: a file; or `user/repo`, `user/repo@revision`, `user/repo/file.safetensors` on the Hub.
+
     Raises:
-        UserError: it cannot be read, was made by something else, or has been changed since it was written.
+        UserError: it cannot be found or read, was made by something else, or has been changed since it was written.
     """
-    path = Path(path)
+    given, path = path, adapter_path(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except FileNotFoundError as error:
-        raise UserError(f"There is no adapter file {path}.") from error
+        raise UserError(f"There is no adapter file {given}.") from error
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable .safetensors file ({error}).") from error
+        raise UserError(f"{given} is not a readable .safetensors file ({error}).") from error
     if "infusion" not in metadata:
-        raise UserError(f"{path} is a .safetensors file of another tool; adapter files are made by `infusion train`.")
+        raise UserError(f"{given} is a .safetensors file of another tool; adapter files are made by `infusion train`.")
     if metadata.pop("infusion.sha256", None) != _digest(tensors, metadata):
-        raise UserError(f"{path} is damaged: its contents do not match the checksum it carries; get it anew.")
-    return _checked(metadata["infusion"], tensors, path), tensors
+        raise UserError(f"{given} is damaged: its contents do not match the checksum it carries; get it anew.")
+    return _checked(metadata["infusion"], tensors, given), tensors
 
 
-def _checked(text: str, tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+def _checked(text: str, tensors: Mapping[str, Tensor], given: str | Path) -> dict[str, Any]:
     """What the file says of itself, once it is sure to say it as this version would."""
-    strange = UserError(f"{path} is no adapter file of this version: its description or its tensors are malformed.")
+    strange = UserError(f"{given} is no adapter file of this version: its description or its tensors are malformed.")
     try:
         about = json.loads(text)
         schema = int(about["schema"])
     except (ValueError, TypeError, KeyError) as error:
         raise strange from error
     if schema > _SCHEMA:
-        raise UserError(f"{path} was written by a newer version (schema {schema}); update this package.")
+        raise UserError(f"{given} was written by a newer version (schema {schema}); update this package.")
     complete = all(isinstance(about.get(key), kind) for key, kind in _DESCRIPTION.items())
     if not complete or not all(isinstance(about["base"].get(key), str) for key in ("id", "fingerprint")):
         raise strange
@@ -126,6 +130,7 @@ def load_adapter(path: str | Path, base: Base, any_base: bool = False) -> Adapte
     """Read an adapter for a base.
 
     Args:
+        path: a file, or a name on the Hub, as `read_adapter_file` takes them.
         any_base: also accept a base other than the one it was trained on, as long as the layers agree.
 
     Raises:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from infusion.cli_hub import push
 from infusion.cli_measure import DEFAULT_CLIP, DEFAULT_ENCODER, benchmark, evaluate, load_base_on, report
 from infusion.cli_toybox import toybox
 from infusion.errors import UserError, all_at_once, nearest, noting
@@ -267,8 +268,8 @@ def train(
         console.print(f"{page}: what was learnt, beside the base model.")
     words = ["infusion", "generate", f"a {concept.placeholder} on the beach", "--concept", str(output)]
     console.print(f"Try: {shlex.join(words)} --seed 0..7 -o out")
-    if adapter.diffusers_loader:
-        call = f'pipe.{adapter.diffusers_loader}("{output}")'
+    if loader := adapter.method.diffusers_loader:
+        call = f'pipe.{loader}("{output}")'
         console.print(f'In diffusers: {call}; a prompt then says "{adapter.diffusers_words}".')
 
 
@@ -280,7 +281,7 @@ def generate(
     ],
     concept: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="An adapter file; repeatable.", show_default=False),
+        typer.Option(metavar="FILE", help="An adapter file, or user/repo on the Hub; repeatable.", show_default=False),
     ] = None,
     output_dir: Annotated[
         Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Where the pictures go.")
@@ -350,17 +351,18 @@ def generate(
 
 @app.command()
 def show(
-    file: Annotated[Path, typer.Argument(help="An adapter file.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="An adapter file, or user/repo on the Hub.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Say what an adapter file is."""
     from infusion.adapter_file import read_adapter_file
+    from infusion.hub import adapter_path
 
     about, tensors = read_adapter_file(file)
     norms = {name: round(float(tensor.float().norm()), 6) for name, tensor in tensors.items()}
     facts = about | {
         "num_parameters": about.get("num_parameters", sum(tensor.numel() for tensor in tensors.values())),
-        "bytes": file.stat().st_size,
+        "bytes": adapter_path(file).stat().st_size,
         "norms": norms,
     }
     if as_json:
@@ -422,7 +424,7 @@ def demo(
     console.print(f"The page: {page.resolve().as_uri()}")
 
 
-for _command in (evaluate, benchmark, report):
+for _command in (evaluate, benchmark, report, push):
     app.command()(_command)
 
 

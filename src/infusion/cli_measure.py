@@ -31,7 +31,7 @@ _TOLD_FAILURES = 10
 
 
 def evaluate(
-    adapter: Annotated[Path, typer.Argument(help="An adapter file, of any method.", show_default=False)],
+    adapter: Annotated[Path, typer.Argument(help="An adapter file, or user/repo on the Hub.", show_default=False)],
     pictures: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="The pictures it was trained on; adds identity, copies and class leak."),
@@ -71,10 +71,11 @@ def evaluate(
     from infusion.adapter_file import load_adapter, read_adapter_file
     from infusion.evaluation_defaults import num_pictures, plan_for, read_prompts
     from infusion.files import check_writable
+    from infusion.hub import adapter_path
     from infusion.report import format_count
     from infusion.terminal import plain_console
 
-    output = output or adapter.with_name(f"{adapter.stem}-evaluation.html")
+    output = output or _page_beside(adapter)
     json_path = json_ or output.with_suffix(".json")
     mistakes: list[str] = []
     about: dict[str, Any] = {}
@@ -82,6 +83,7 @@ def evaluate(
     wanted = None
     with noting(mistakes):
         about, tensors = read_adapter_file(adapter)
+        file = adapter_path(adapter)
     noun = about.get("class_noun")
     if noun is not None:
         with noting(mistakes):
@@ -102,7 +104,7 @@ def evaluate(
     name = base or about["base"]["id"]
     model = load_base_on(console, name, device)
     plan = plan_for(noun or "", name == _TOYBOX, quick, seeds, wanted)
-    learnt = load_adapter(adapter, model, any_base)
+    learnt = load_adapter(file, model, any_base)
     witnesses, names = _witnesses(console, name, clip, encoder)
     num = num_pictures(plan)
     num_seeds = plan.drawing.num_seeds
@@ -118,8 +120,8 @@ def evaluate(
     own, untouched, nulls = _measure(console, model, learnt, plan, witnesses, shown, num)
     found = Evaluated(
         about=about,
-        file_name=adapter.name,
-        file_bytes=adapter.stat().st_size,
+        file_name=file.name,
+        file_bytes=file.stat().st_size,
         num_parameters=sum(tensor.numel() for tensor in tensors.values()),
         base=name,
         plan=plan,
@@ -199,6 +201,14 @@ def report(
 
 
 # --- what is given ---
+
+
+def _page_beside(adapter: Path) -> Path:
+    """Beside the file; of an adapter on the Hub, here."""
+    if os.path.exists(adapter):
+        return adapter.with_name(f"{adapter.stem}-evaluation.html")
+    name = "-".join(adapter.parts).replace("@", "-").removesuffix(".safetensors")
+    return Path(f"{name}-evaluation.html")
 
 
 def _check_noun(base: str, class_noun: str) -> None:

@@ -55,7 +55,7 @@ class CustomizedPipeline:
         """Load a concept, in addition to those loaded; it is active from here on.
 
         Args:
-            adapter: an adapter, or the path of its file.
+            adapter: an adapter, the path of its file, or its name on the Hub (`user/repo`).
             adapter_name: what prompts call it; by default the name in the file.
 
         Raises:
@@ -208,7 +208,8 @@ def customize(pipeline: Any, *adapters: Adapter | str | Path, any_base: bool = F
     """Teach a diffusers pipeline (text-to-image, img2img, inpaint, ControlNet, PAG) concepts.
 
     Args:
-        adapters: adapters or paths of adapter files; more may be loaded later, with `load_infusion`.
+        adapters: adapters, paths of adapter files, or names on the Hub (`user/repo`); more may be
+            loaded later, with `load_infusion`.
         any_base: accept adapters that were trained on another base with the same layers.
 
     Raises:

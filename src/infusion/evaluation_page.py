@@ -22,7 +22,7 @@ import infusion
 from infusion.evaluation import Evaluation, Plan, as_image
 from infusion.files import whole_file
 from infusion.intervals import Figure, as_share, share
-from infusion.measures import AGNOSTIC, BY_NAME, NOTES, ROUNDING, SPECIFIC, Measure, arrow, fact_measure
+from infusion.measures import AGNOSTIC, NOTES, ROUNDING, SPECIFIC, Measure, arrow, measure_of
 from infusion.report import data_uri, format_count, format_seconds, pieces
 
 _NUM_CASES = 6
@@ -80,7 +80,7 @@ class Evaluated:
         figure = self.own.measures.get(name)
         if figure is None or not math.isfinite(figure.value):
             return None
-        return as_share(figure) if _measure(name).is_share else figure
+        return as_share(figure) if measure_of(name).is_share else figure
 
     def beside(self, name: str) -> float | None:
         """What to hold a measure against: a distance against chance, anything else against the base model's own."""
@@ -337,13 +337,7 @@ def _statement(found: Evaluated) -> str:
 
 def _entries(found: Evaluated, names: Sequence[str]) -> list[Entry]:
     measured = [(name, figure) for name in names if (figure := found.figure(name))]
-    return [_entry(_measure(name), figure, found.beside(name), name in found.nulls) for name, figure in measured]
-
-
-def _measure(name: str) -> Measure:
-    """What a number is; a fact that only a person's own prompts ask for is told by its name."""
-    kind = name.removeprefix("facts_").replace("_", " ")
-    return BY_NAME.get(name) or fact_measure(name.removeprefix("facts_"), kind)
+    return [_entry(measure_of(name), figure, found.beside(name), name in found.nulls) for name, figure in measured]
 
 
 def _entry(measure: Measure, figure: Figure, beside: float | None, is_null: bool) -> Entry:
@@ -457,8 +451,8 @@ def _measured(found: Evaluated, name: str, figure: Figure) -> dict[str, Any]:
         "num": figure.num,
         "base": _finite(base.value if base else None),
         "null": _finite(found.nulls.get(name)),
-        "better": _measure(name).better,
-        "sentence": _measure(name).sentence,
+        "better": measure_of(name).better,
+        "sentence": measure_of(name).sentence,
     }
 
 

@@ -215,6 +215,14 @@ PAIR_MEASURES = (
 )
 
 BY_NAME: Mapping[str, Measure] = {measure.name: measure for measure in MEASURES}
+
+
+def measure_of(name: str) -> Measure:
+    """What a number is; a fact that only a person's own prompts ask for is told by its name."""
+    kind = name.removeprefix("facts_").replace("_", " ")
+    return BY_NAME.get(name) or fact_measure(name.removeprefix("facts_"), kind)
+
+
 # What a model that was not changed has, whatever the individual.
 UNCHANGED = {name: 0.0 for name in BY_NAME if name.startswith("lfd_")} | {"class_diversity": 1.0, "class_leak": 0.0}
 NOTES: Mapping[str, str] = {

@@ -33,6 +33,7 @@ class LoRA(RareTokenMethod):
 
     name: ClassVar[str] = "lora"
     paper: ClassVar[str] = "arXiv 2106.09685"
+    diffusers_loader: ClassVar[str | None] = "load_lora_weights"
 
     learning_rate: float = setting(1e-4, help="AdamW's learning rate.", above=0)
     rank: int = setting(4, help="Rank of the additions; they are not scaled (alpha = rank).", minimum=1, maximum=1024)
@@ -64,7 +65,6 @@ class LoRA(RareTokenMethod):
 class LoRAAdapter(Adapter):
     """PEFT's layers around the base's projections. Its tensors are the matrices A and B, under diffusers' names."""
 
-    diffusers_loader = "load_lora_weights"
     method: LoRA
     layers: dict[str, Any]
 

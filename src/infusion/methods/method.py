@@ -20,11 +20,8 @@ if TYPE_CHECKING:
 class Adapter(nn.Module, ABC):
     """What a method learns of one concept. `parameters()` trains, `state_dict()` is the file.
 
-    In prompts the concept is written `<concept_name>`; the text model reads `words` there. Where a stock diffusers
-    pipeline reads the file, `diffusers_loader` is the name of its method for that.
+    In prompts the concept is written `<concept_name>`; the text model reads `words` there.
     """
-
-    diffusers_loader: ClassVar[str | None] = None
 
     def __init__(self, method: "Method", concept_name: str, class_noun: str) -> None:
         super().__init__()
@@ -39,7 +36,7 @@ class Adapter(nn.Module, ABC):
 
     @property
     def diffusers_words(self) -> str:
-        """What a prompt says for the concept where `diffusers_loader` has loaded it."""
+        """What a prompt says for the concept where the method's `diffusers_loader` has loaded it."""
         return self.words
 
     @property
@@ -75,12 +72,14 @@ class Method(ABC):
 
     Two settings of training are the method's own: `masked_loss`, whether only the subject is learnt, and
     `prior_preservation_weight`, how much pictures of the class that the base draws itself count beside the concept's.
-    composes: whether several of its concepts can stand in one prompt.
+    composes: whether several of its concepts can stand in one prompt. diffusers_loader: where a stock diffusers
+    pipeline reads the file, the name of its method for that.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     composes: ClassVar[bool] = True
+    diffusers_loader: ClassVar[str | None] = None
     prior_preservation_weight: ClassVar[float] = 0.0
     num_class_images: ClassVar[int] = 0
 

@@ -29,6 +29,7 @@ class TextualInversion(Method):
 
     name: ClassVar[str] = "textual-inversion"
     paper: ClassVar[str] = "arXiv 2208.01618"
+    diffusers_loader: ClassVar[str | None] = "load_textual_inversion"
 
     learning_rate: float = setting(5e-4, help="AdamW's learning rate.", above=0)
     max_train_steps: int = setting(3000, help="Optimiser steps.", minimum=1)
@@ -49,8 +50,6 @@ class TextualInversion(Method):
 
 class TextualInversionAdapter(Adapter):
     """Embeddings [n, width]. The one tensor of its file is called `<name>`, as diffusers' loader reads it."""
-
-    diffusers_loader = "load_textual_inversion"
 
     def __init__(self, method: TextualInversion, concept_name: str, class_noun: str, vectors: Tensor) -> None:
         super().__init__(method, concept_name, class_noun)
