@@ -21,7 +21,10 @@ ROWS = [
     {"methods", "latents"},
     {"base"},
     {"prompts", "encoders", "judging", "model_card"},
+    {"concept_list"},
     {"concept", "settings", "toybox"},
+    {"concept_folder", "picture_files"},
+    {"metadata"},
     {"files", "intervals", "measures", "terminal"},
     {"errors"},
 ]

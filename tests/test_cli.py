@@ -168,6 +168,7 @@ def test_all_mistakes_at_once_and_nothing_is_loaded(run: Run, pictures: Path, mo
     ("given", "words"),
     [
         (["absent", "--class-noun", "cat"], "There is no folder absent"),
+        (["my_cat"], "Nothing says what kind of thing the pictures in my_cat show."),
         (["my_cat", "--class-noun", "<cat>"], "angle brackets"),
         (["my_cat", "--class-noun", "cat", "--name", "[bold]x"], '"[bold]x" cannot be the name'),
         (["my_cat", "--class-noun", "cat", "--masks", "absent"], "absent is not a folder"),

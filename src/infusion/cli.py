@@ -103,7 +103,12 @@ DeviceOption = Annotated[
 def train(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="The folder of pictures.", show_default=False)],
-    class_noun: Annotated[str, typer.Option(help="What kind of thing it is, in the base model's words: cat.")],
+    class_noun: Annotated[
+        str | None,
+        typer.Option(
+            help="What kind of thing it is, in the base model's words: cat. [default: what the folder says, if it does]"
+        ),
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option(help="What prompts call it: my-cat, for <my-cat>. [default: the folder's name]"),
@@ -487,7 +492,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a TOML file: {error}.") from error
 
 
-def _read_concept(folder: Path, class_noun: str, name: str | None, masks: Path | None) -> "Concept":
+def _read_concept(folder: Path, class_noun: str | None, name: str | None, masks: Path | None) -> "Concept":
     from infusion.concept import load_concept
     from infusion.prompts import name_concept
 
