@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "infusion"
 # Each module may import from its own row and those below, never from those above.
 ROWS = [
     {"cli"},
-    {"cli_toybox", "cli_measure"},
+    {"cli_toybox", "cli_measure", "cli_prepare"},
     {"showcase", "gates", "evaluation_page"},
     {"benchmark"},
     {"two_concepts", "validity", "evaluation_defaults"},
@@ -18,8 +18,9 @@ ROWS = [
     {"report", "pipeline", "comparison", "comparison_page", "comparison_plots"},
     {"checkpoint", "dataset", "sampling", "adapter_file", "masks"},
     {"metrics"},
-    {"methods", "latents"},
+    {"methods", "latents", "crop"},
     {"base"},
+    {"segmenter"},
     {"prompts", "encoders", "judging", "model_card"},
     {"concept_list"},
     {"concept", "settings", "toybox"},

@@ -320,6 +320,31 @@ def test_masks_that_are_not_used_are_told(
     assert run(*train(pictures, base_dir), *given, "--masked-loss", "--dry-run")[2] == ""
 
 
+def test_pictures_without_masks_in_their_own_shape(run: Run, pictures: Path, base_dir: Path, clipseg_dir: Path) -> None:
+    shutil.rmtree(pictures / "masks")
+    picture("red", 40)[0].resize((80, 40)).save(pictures / "3.png")
+    code, text, error = run(*train(pictures, base_dir, 2), "--segmenter", clipseg_dir, "--crop", "buckets")
+    assert (code, error) == (0, "") and "Masks: 3 by CLIPSeg; they cover" in text
+    assert json.loads(run("show", "my-cat.safetensors", "--json")[1])["training"]["crop"] == "buckets"
+    code, text, _ = run(*train(pictures, base_dir, 2), "--segmenter", "attention")
+    assert code == 0 and "Masks: 3 from the base model's attention" in text
+    code, _, error = run(*train(pictures, base_dir, 2), "--segmenter", "absent/clipseg")
+    assert code == 1 and 'No CLIPSeg could be loaded from "absent/clipseg"' in error
+    code, _, error = run(*train(pictures, base_dir, 2), "--crop", "bucket")
+    assert code == 1 and 'crop = "bucket" is not one of square, buckets. Did you mean "buckets"?' in error
+
+
+def test_a_segmenter_that_is_there_is_used_and_never_on_the_toybox(
+    run: Run, pictures: Path, base_dir: Path, clipseg_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(pictures / "masks")
+    monkeypatch.setattr("infusion.segmenter.CLIPSEG", str(clipseg_dir))
+    assert "Masks: 2 by CLIPSeg" in run(*train(pictures, base_dir, 1))[1]
+    assert "attention" in run(*train(pictures, "toybox", 1), "--no-resume")[1]
+    monkeypatch.setattr("infusion.segmenter.CLIPSEG", str(pictures / "absent"))
+    assert "attention" in run(*train(pictures, base_dir, 1), "--no-resume")[1]
+
+
 def test_another_method_has_its_own_settings(run: Run, pictures: Path) -> None:
     Path("run.toml").write_text('method = "lora"\nrank = 8\n')
     words = ["train", pictures, "--class-noun", "cat", "--dry-run"]

@@ -257,7 +257,7 @@ def test_a_picture_30000_pixels_wide(tmp_path: Path) -> None:
     concept, loaded = only(tmp_path, name="x")
     assert loaded.size == (30000, 200)  # what is learnt is 200 px a side: nothing to gain from reducing it
     assert concept.masks[0] is not None and concept.masks[0].size == loaded.size
-    assert concept.warnings == ("1.jpg is 30000 x 200 px, an extreme shape; only its middle square is learnt.",)
+    assert concept.warnings == ("1.jpg is 30000 x 200 px, an extreme shape, of which only the middle is learnt.",)
 
 
 def test_a_picture_too_large_to_be_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperCommand
 
 from infusion.cli_measure import DEFAULT_CLIP, DEFAULT_ENCODER, benchmark, evaluate, load_base_on, report
+from infusion.cli_prepare import CropOption, SegmenterOption, find_masks
 from infusion.cli_toybox import toybox
 from infusion.errors import UserError, all_at_once, nearest, noting
 from infusion.toybox.scene import FIRST_RESERVED_CONCEPT
@@ -123,6 +124,8 @@ def train(
         Path | None,
         typer.Option(metavar="DIR", help="Masks with the names of the pictures; white is learnt."),
     ] = None,
+    segmenter: SegmenterOption = "auto",
+    crop: CropOption = "square",
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Settings in a TOML file: one name = value a line.")
     ] = None,
@@ -187,6 +190,10 @@ def train(
     with noting(mistakes):
         _check_choice("mixed_precision", mixed_precision, PRECISIONS)
     with noting(mistakes):
+        from infusion.crop import CROPS
+
+        _check_choice("crop", crop, CROPS)
+    with noting(mistakes):
         _check_choice("stop", stop, ("last", "auto"))
     with noting(mistakes):
         _check_output(output)
@@ -203,7 +210,8 @@ def train(
         print(f"warning: --masks is not used: {recipe.name} needs --masked-loss to learn by masks.", file=sys.stderr)
     console.print(_described(concept))
     if dry_run:
-        console.print(_resolved(recipe, settings, base=base, output=str(output), mixed_precision=mixed_precision))
+        rest = {"base": base, "output": str(output), "mixed_precision": mixed_precision}
+        console.print(_resolved(recipe, settings, **rest, segmenter=segmenter, crop=crop))
         return
 
     checkpoint = output.with_suffix(".checkpoint.safetensors")
@@ -219,17 +227,21 @@ def train(
     from infusion.report import write_page
     from infusion.showcase import training_page
 
-    found = subject_masks(model, concept) if recipe.masked_loss else None
+    if recipe.masked_loss:
+        concept = find_masks(concept, model, segmenter)
+    found = subject_masks(model, concept, crop) if recipe.masked_loss else None
     console.print(_described_masks(found) if found else "The pictures are learnt whole, without masks.")
     adapter = recipe.adapter(model, concept)
     try:
         rule = _stop_rule(console, model, concept, clip, encoder, kept_path) if stop == "auto" else None
-        record = _learn(console, model, adapter, concept, settings, checkpoint, found, output, preview_steps, rule)
+        record = _learn(
+            console, model, adapter, concept, settings, checkpoint, found, output, preview_steps, rule, crop
+        )
     except KeyboardInterrupt:
         resumable = f"What was learnt is kept in {checkpoint}; the same command goes on from there."
         console.print(f"Interrupted. {resumable if checkpoint.exists() else 'Nothing was learnt yet.'}")
         raise typer.Exit(_INTERRUPTED) from None
-    used = dataclasses.asdict(settings) | {"mixed_precision": mixed_precision}
+    used = dataclasses.asdict(settings) | {"mixed_precision": mixed_precision, "crop": crop}
     about = used | {"num_images": len(concept.images), "seconds": round(record.seconds, 1)}
     if record.kept_step is not None:
         about |= {"stop": stop, "kept_step": record.kept_step}
@@ -238,7 +250,7 @@ def train(
     console.print(f"{output}: {record.file_bytes:,} bytes, {adapter.num_parameters:,} parameters.")
     if page is not None:
         console.print("Drawing the page ...")
-        write_page(training_page(model, adapter, concept, found, record, used), page)
+        write_page(training_page(model, adapter, concept, found, record, used, crop), page)
         console.print(f"{page}: what was learnt, beside the base model.")
     words = ["infusion", "generate", f"a {concept.placeholder} on the beach", "--concept", str(output)]
     console.print(f"Try: {shlex.join(words)} --seed 0..7 -o out")
@@ -535,6 +547,7 @@ def _learn(
     output: Path,
     preview_steps: int | None,
     rule: "tuple[SelfCheck, Kept] | None",
+    crop: str,
 ) -> "TrainingRecord":
     """Train with a progress bar. KeyboardInterrupt, with a checkpoint written, when it was asked to stop."""
     from infusion.report import Preview, format_seconds
@@ -547,7 +560,8 @@ def _learn(
     previews_dir = output.with_suffix(".previews")
     recent: deque[float] = deque(maxlen=50)
     started = time.monotonic()
-    training = train_steps(base, adapter, concept, settings, checkpoint, masks, _class_latents(console, base, adapter))
+    class_latents = _class_latents(console, base, adapter)
+    training = train_steps(base, adapter, concept, settings, checkpoint, masks, class_latents, crop)
     steps = train_until_best(training, adapter, *rule) if rule else ((now, None) for now in training)
     kept = rule[1] if rule else None
     # Closing it writes the checkpoint.
@@ -691,6 +705,7 @@ def _described_masks(masks: "Sequence[SubjectMask]") -> str:
     words = {
         "given": "given",
         "alpha": "from the alpha channel",
+        "clipseg": "by CLIPSeg",
         "attention": "from the base model's attention",
     }
     counts = ", ".join(f"{sources.count(source)} {words[source]}" for source in dict.fromkeys(sources))

@@ -92,8 +92,10 @@ def load_concept(
         except UserError as error:
             mistakes.append(str(error))
             continue
+        if given is None and found.masks_dir is not None:
+            notes.append(f"{picture.source} has no mask in {found.masks_dir}.")
         if mask is not None and is_black(ImageOps.fit(mask, (64, 64))):
-            notes.append(f"The mask of {picture.source} marks nothing in its middle square, which is what is learnt.")
+            notes.append(f"The mask of {picture.source} marks nothing in its middle square: see --crop.")
         mask_source = "given" if given is not None else "alpha" if mask is not None else None
         read.append((image, mask, picture.caption, picture.source, mask_source))
     if mistakes:

@@ -34,13 +34,15 @@ class ConceptFolder:
     """What a folder holds.
 
     name, class_noun: as `concept.json` or kohya's folder name have them, unchecked; None where neither says.
-    title: the folder's name, from which a concept's can be made. notes: sentences for the person.
+    title: the folder's name, from which a concept's can be made. masks_dir: where masks were looked for, if there is
+    such a folder. notes: sentences for the person.
     """
 
     title: str
     name: str | None
     class_noun: str | None
     pictures: tuple[PictureFile, ...]
+    masks_dir: Path | None
     notes: tuple[str, ...]
 
 
@@ -72,8 +74,6 @@ def survey(given: Path, masks_dir: Path | None = None) -> ConceptFolder:
     if masks_dir is None:
         mask_paths |= {folder / path: mask for path, mask in masks.items()}
     searched = masks_dir or folder / "masks"
-    if searched.is_dir():
-        notes += [f"{path.relative_to(folder)} has no mask in {searched}." for path in paths if path not in mask_paths]
     name, class_noun = _about(folder)
     title = folder.resolve().name
     kohya = _KOHYA_FOLDER.fullmatch(title)
@@ -85,6 +85,7 @@ def survey(given: Path, masks_dir: Path | None = None) -> ConceptFolder:
             PictureFile(path, path.relative_to(folder).as_posix(), captions.get(path), mask_paths.get(path))
             for path in paths
         ),
+        masks_dir=searched if searched.is_dir() else None,
         notes=tuple(notes),
     )
 

@@ -25,7 +25,7 @@ def read_picture(path: Path, source: str, notes: list[str]) -> tuple[Image.Image
     image = _reduced(image)
     width, height = full_size
     if max(width, height) > 4 * min(width, height):
-        notes.append(f"{source} is {width} x {height} px, an extreme shape; only its middle square is learnt.")
+        notes.append(f"{source} is {width} x {height} px, an extreme shape, of which only the middle is learnt.")
     elif min(width, height) < 32:
         notes.append(f"{source} is very small ({width} x {height} px).")
     if image.mode == "RGB":

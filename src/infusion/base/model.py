@@ -102,6 +102,11 @@ class Base:
     def pixels_per_latent(self) -> int:
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    @property
+    def step_px(self) -> int:
+        """Sides of pictures are multiples of this many pixels, so that the network can halve their latents."""
+        return self.pixels_per_latent * 2 ** (len(self.unet.config.down_block_types) - 1)
+
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], words: Mapping[str, str] | None = None) -> Conditioning:
         """Text states of the prompts, and where each concept stands in them.
