@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "infusion"
 ROWS = [
     {"cli"},
     {"cli_toybox", "cli_measure", "cli_prepare"},
-    {"showcase", "gates", "evaluation_page"},
+    {"showcase", "gates", "evaluation_page", "prepare"},
     {"benchmark"},
     {"two_concepts", "validity", "evaluation_defaults"},
     {"evaluation", "stopping"},

@@ -476,3 +476,41 @@ def test_show_refuses_what_is_no_adapter(run: Run, tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"12345678 nothing")
     code, text, error = run("show", "x.safetensors")
     assert (code, text) == (1, "") and error.startswith("error: x.safetensors")
+
+
+# --- prepare ---
+
+
+def test_prepare_shows_a_folder_and_writes_one_that_trains(run: Run, pictures: Path, base_dir: Path) -> None:
+    (pictures / "1.txt").write_text("a cat on a mat")
+    given = ["--base", base_dir, "--device", "cpu"]
+    code, text, error = run("prepare", pictures, "--class-noun", "cat", *given)
+    assert (code, error) == (0, "")
+    assert sorted(path.name for path in Path().iterdir()) == ["my_cat", "my_cat-sheet.png"]
+    assert re.search(r"1.png  16 x 16 px;  \d\d% learnt \(given\); a <my_cat> on a mat\n", text)
+    with Image.open("my_cat-sheet.png") as sheet:
+        assert sheet.width > 400
+    code, text, _ = run("prepare", pictures, "--class-noun", "cat", "--name", "Mia", "-o", "tidy", *given)
+    assert code == 0 and "infusion train tidy" in text
+    code, text, error = run("train", "tidy", "--max-train-steps", 1, *given)
+    assert (code, error) == (0, "") and "<Mia>: 2 pictures of one cat, 1 with captions." in text
+    code, _, error = run("prepare", pictures, "--class-noun", "cat", "-o", "tidy", *given)
+    assert code == 1 and "tidy is there already" in error
+
+
+def test_prepare_reads_a_list_of_concepts(run: Run, pictures: Path, base_dir: Path, clipseg_dir: Path) -> None:
+    shutil.copytree(pictures, "other")
+    shutil.rmtree("other/masks")
+    other = {"instance_prompt": "a <new1> dog", "class_prompt": "dog", "instance_data_dir": "other"}
+    Path("list.json").write_text(json.dumps([{"class_prompt": "cat", "instance_data_dir": "my_cat"}, other]))
+    given = ["--base", base_dir, "--device", "cpu", "--crop", "buckets", "--segmenter", clipseg_dir]
+    code, text, _ = run("prepare", "list.json", "-o", "tidy", *given)
+    assert code == 0 and "<new1>, a dog:" in text and "learnt (clipseg)" in text
+    assert {path.name for path in Path("tidy/new1/masks").iterdir()} == {"01.png", "02.png"}
+    assert Path("my_cat-sheet.png").exists() and Path("new1-sheet.png").exists()
+    code, _, error = run("prepare", "list.json", "--class-noun", "cat", *given)
+    assert code == 1 and "leave these options out" in error
+    code, _, error = run("train", "list.json", "--class-noun", "cat")
+    assert code == 1 and "`infusion prepare list.json -o DIR` makes a folder of each" in error
+    code, _, error = run("prepare", pictures, "--class-noun", "cat", "--crop", "round", *given[:4])
+    assert code == 1 and 'crop = "round" is not one of' in error

@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperCommand
 
 from infusion.cli_measure import DEFAULT_CLIP, DEFAULT_ENCODER, benchmark, evaluate, load_base_on, report
-from infusion.cli_prepare import CropOption, SegmenterOption, find_masks
+from infusion.cli_prepare import CropOption, SegmenterOption, find_masks, prepare
 from infusion.cli_toybox import toybox
 from infusion.errors import UserError, all_at_once, nearest, noting
 from infusion.toybox.scene import FIRST_RESERVED_CONCEPT
@@ -409,7 +409,7 @@ def demo(
     console.print(f"The page: {page.resolve().as_uri()}")
 
 
-for _command in (evaluate, benchmark, report):
+for _command in (prepare, evaluate, benchmark, report):
     app.command()(_command)
 
 
