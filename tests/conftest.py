@@ -1,5 +1,6 @@
 """A tiny Stable Diffusion with random weights, real in every part, and tiny concepts."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from hub_stand_in import StandIn
 from PIL import Image, ImageDraw
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from infusion.base import Base, load_base
 from infusion.concept import Concept
@@ -80,6 +81,31 @@ def tiny_pipeline(seed: int = 0, prediction_type: str = "epsilon") -> StableDiff
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+@pytest.fixture(scope="session")
+def clipseg_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIPSeg with random weights, in the layout of CIDAS/clipseg-rd64-refined."""
+    folder = tmp_path_factory.mktemp("segmenter") / "clipseg"
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = CLIPSegConfig(
+        text_config=sizes | ids | {"vocab_size": len(tokenizer), "max_position_embeddings": 32},
+        vision_config=sizes | {"image_size": 32, "patch_size": 8},
+        projection_dim=16,
+        extract_layers=[0, 1, 2],
+        reduce_dim=8,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=16,
+    )
+    CLIPSegForImageSegmentation(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    statistics = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    processor = {"do_resize": True, "do_normalize": True, "resample": 2, "size": 32} | statistics
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ SOURCE = Path(__file__).parents[1] / "src" / "infusion"
 # Each module may import from its own row and those below, never from those above.
 ROWS = [
     {"cli"},
-    {"cli_toybox", "cli_measure", "cli_hub"},
+    {"cli_toybox", "cli_measure", "cli_hub", "cli_prepare"},
     {"repository"},
-    {"showcase", "gates", "evaluation_page", "adapter_card"},
+    {"showcase", "gates", "evaluation_page", "adapter_card", "prepare"},
     {"benchmark"},
     {"two_concepts", "validity", "evaluation_defaults"},
     {"evaluation", "stopping"},
@@ -19,10 +19,14 @@ ROWS = [
     {"report", "pipeline", "customized_pipeline", "comparison", "comparison_page", "comparison_plots"},
     {"checkpoint", "dataset", "sampling", "adapter_file", "masks"},
     {"metrics"},
-    {"methods", "latents"},
+    {"methods", "latents", "crop"},
     {"base"},
+    {"segmenter"},
     {"prompts", "encoders", "judging", "model_card"},
+    {"concept_list"},
     {"concept", "settings", "toybox"},
+    {"concept_folder", "picture_files"},
+    {"metadata"},
     {"files", "hub", "intervals", "launch", "measures", "terminal"},
     {"errors"},
 ]

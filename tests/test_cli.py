@@ -168,6 +168,7 @@ def test_all_mistakes_at_once_and_nothing_is_loaded(run: Run, pictures: Path, mo
     ("given", "words"),
     [
         (["absent", "--class-noun", "cat"], "There is no folder absent"),
+        (["my_cat"], "Nothing says what kind of thing the pictures in my_cat show."),
         (["my_cat", "--class-noun", "<cat>"], "angle brackets"),
         (["my_cat", "--class-noun", "cat", "--name", "[bold]x"], '"[bold]x" cannot be the name'),
         (["my_cat", "--class-noun", "cat", "--masks", "absent"], "absent is not a folder"),
@@ -319,6 +320,31 @@ def test_masks_that_are_not_used_are_told(
     assert run(*train(pictures, base_dir), *given, "--masked-loss", "--dry-run")[2] == ""
 
 
+def test_pictures_without_masks_in_their_own_shape(run: Run, pictures: Path, base_dir: Path, clipseg_dir: Path) -> None:
+    shutil.rmtree(pictures / "masks")
+    picture("red", 40)[0].resize((80, 40)).save(pictures / "3.png")
+    code, text, error = run(*train(pictures, base_dir, 2), "--segmenter", clipseg_dir, "--crop", "buckets")
+    assert (code, error) == (0, "") and "Masks: 3 by CLIPSeg; they cover" in text
+    assert json.loads(run("show", "my-cat.safetensors", "--json")[1])["training"]["crop"] == "buckets"
+    code, text, _ = run(*train(pictures, base_dir, 2), "--segmenter", "attention")
+    assert code == 0 and "Masks: 3 from the base model's attention" in text
+    code, _, error = run(*train(pictures, base_dir, 2), "--segmenter", "absent/clipseg")
+    assert code == 1 and 'No CLIPSeg could be loaded from "absent/clipseg"' in error
+    code, _, error = run(*train(pictures, base_dir, 2), "--crop", "bucket")
+    assert code == 1 and 'crop = "bucket" is not one of square, buckets. Did you mean "buckets"?' in error
+
+
+def test_a_segmenter_that_is_there_is_used_and_never_on_the_toybox(
+    run: Run, pictures: Path, base_dir: Path, clipseg_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(pictures / "masks")
+    monkeypatch.setattr("infusion.segmenter.CLIPSEG", str(clipseg_dir))
+    assert "Masks: 2 by CLIPSeg" in run(*train(pictures, base_dir, 1))[1]
+    assert "attention" in run(*train(pictures, "toybox", 1), "--no-resume")[1]
+    monkeypatch.setattr("infusion.segmenter.CLIPSEG", str(pictures / "absent"))
+    assert "attention" in run(*train(pictures, base_dir, 1), "--no-resume")[1]
+
+
 def test_another_method_has_its_own_settings(run: Run, pictures: Path) -> None:
     Path("run.toml").write_text('method = "lora"\nrank = 8\n')
     words = ["train", pictures, "--class-noun", "cat", "--dry-run"]
@@ -450,3 +476,41 @@ def test_show_refuses_what_is_no_adapter(run: Run, tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"12345678 nothing")
     code, text, error = run("show", "x.safetensors")
     assert (code, text) == (1, "") and error.startswith("error: x.safetensors")
+
+
+# --- prepare ---
+
+
+def test_prepare_shows_a_folder_and_writes_one_that_trains(run: Run, pictures: Path, base_dir: Path) -> None:
+    (pictures / "1.txt").write_text("a cat on a mat")
+    given = ["--base", base_dir, "--device", "cpu"]
+    code, text, error = run("prepare", pictures, "--class-noun", "cat", *given)
+    assert (code, error) == (0, "")
+    assert sorted(path.name for path in Path().iterdir()) == ["my_cat", "my_cat-sheet.png"]
+    assert re.search(r"1.png  16 x 16 px;  \d\d% learnt \(given\); a <my_cat> on a mat\n", text)
+    with Image.open("my_cat-sheet.png") as sheet:
+        assert sheet.width > 400
+    code, text, _ = run("prepare", pictures, "--class-noun", "cat", "--name", "Mia", "-o", "tidy", *given)
+    assert code == 0 and "infusion train tidy" in text
+    code, text, error = run("train", "tidy", "--max-train-steps", 1, *given)
+    assert (code, error) == (0, "") and "<Mia>: 2 pictures of one cat, 1 with captions." in text
+    code, _, error = run("prepare", pictures, "--class-noun", "cat", "-o", "tidy", *given)
+    assert code == 1 and "tidy is there already" in error
+
+
+def test_prepare_reads_a_list_of_concepts(run: Run, pictures: Path, base_dir: Path, clipseg_dir: Path) -> None:
+    shutil.copytree(pictures, "other")
+    shutil.rmtree("other/masks")
+    other = {"instance_prompt": "a <new1> dog", "class_prompt": "dog", "instance_data_dir": "other"}
+    Path("list.json").write_text(json.dumps([{"class_prompt": "cat", "instance_data_dir": "my_cat"}, other]))
+    given = ["--base", base_dir, "--device", "cpu", "--crop", "buckets", "--segmenter", clipseg_dir]
+    code, text, _ = run("prepare", "list.json", "-o", "tidy", *given)
+    assert code == 0 and "<new1>, a dog:" in text and "learnt (clipseg)" in text
+    assert {path.name for path in Path("tidy/new1/masks").iterdir()} == {"01.png", "02.png"}
+    assert Path("my_cat-sheet.png").exists() and Path("new1-sheet.png").exists()
+    code, _, error = run("prepare", "list.json", "--class-noun", "cat", *given)
+    assert code == 1 and "leave these options out" in error
+    code, _, error = run("train", "list.json", "--class-noun", "cat")
+    assert code == 1 and "`infusion prepare list.json -o DIR` makes a folder of each" in error
+    code, _, error = run("prepare", pictures, "--class-noun", "cat", "--crop", "round", *given[:4])
+    assert code == 1 and 'crop = "round" is not one of' in error

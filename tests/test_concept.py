@@ -117,6 +117,33 @@ def test_kohya_folders(tmp_path: Path, inside: str) -> None:
     refused(tmp_path, "several concepts: 5_my-dog dog, 10_my-cat cat")
 
 
+def test_kohyas_folder_name_has_the_class_noun(tmp_path: Path) -> None:
+    picture(tmp_path / "img" / "10_SKS  tabby cat" / "1.png")
+    concept = load_concept(tmp_path)
+    assert (concept.name, concept.class_noun) == ("sks", "tabby cat")
+    assert load_concept(tmp_path, "dog", "x").class_noun == "dog"
+
+
+@pytest.mark.parametrize("name", ["my_cat", "10_cat"])
+def test_a_class_noun_that_nobody_gives(tmp_path: Path, name: str) -> None:
+    picture(tmp_path / name / "1.png")
+    with pytest.raises(UserError, match=r"Nothing says what kind of thing .* --class-noun cat"):
+        load_concept(tmp_path / name)
+
+
+def test_what_a_folder_says_of_its_concept(folder: Path) -> None:
+    (folder / "concept.json").write_text('{"name": "Mia", "class_noun": "tabby  cat"}')
+    assert load_concept(folder).name == "Mia" and load_concept(folder).class_noun == "tabby cat"
+    given = load_concept(folder, "cat", name="x")
+    assert (given.name, given.class_noun) == ("x", "cat")
+    for broken in ("{", "[]", '{"name": 3}', "[" * 100_000, '{"class_noun": ["cat"]}'):
+        (folder / "concept.json").write_text(broken)
+        refused(folder, "concept.json is not a JSON object")
+    (folder / "concept.json").write_text('{"class_noun": "<cat>"}')
+    with pytest.raises(UserError, match="angle brackets"):
+        load_concept(folder)
+
+
 # --- captions ---
 
 
@@ -230,7 +257,7 @@ def test_a_picture_30000_pixels_wide(tmp_path: Path) -> None:
     concept, loaded = only(tmp_path, name="x")
     assert loaded.size == (30000, 200)  # what is learnt is 200 px a side: nothing to gain from reducing it
     assert concept.masks[0] is not None and concept.masks[0].size == loaded.size
-    assert concept.warnings == ("1.jpg is 30000 x 200 px, an extreme shape; only its middle square is learnt.",)
+    assert concept.warnings == ("1.jpg is 30000 x 200 px, an extreme shape, of which only the middle is learnt.",)
 
 
 def test_a_picture_too_large_to_be_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ _HOMES = {
     "UserError": "errors",
     "Concept": "concept",
     "load_concept": "concept",
+    "load_concepts": "concept_list",
     "Base": "base",
     "Denoiser": "base",
     "load_base": "base",

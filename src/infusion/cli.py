@@ -20,6 +20,7 @@ from typer.core import TyperCommand
 
 from infusion.cli_hub import push
 from infusion.cli_measure import DEFAULT_CLIP, DEFAULT_ENCODER, benchmark, evaluate, load_base_on, report
+from infusion.cli_prepare import CropOption, SegmenterOption, find_masks, prepare
 from infusion.cli_toybox import toybox
 from infusion.errors import UserError, all_at_once, nearest, noting
 from infusion.toybox.scene import FIRST_RESERVED_CONCEPT
@@ -105,7 +106,12 @@ DeviceOption = Annotated[
 def train(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="The folder of pictures.", show_default=False)],
-    class_noun: Annotated[str, typer.Option(help="What kind of thing it is, in the base model's words: cat.")],
+    class_noun: Annotated[
+        str | None,
+        typer.Option(
+            help="What kind of thing it is, in the base model's words: cat. [default: what the folder says, if it does]"
+        ),
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option(help="What prompts call it: my-cat, for <my-cat>. [default: the folder's name]"),
@@ -120,6 +126,8 @@ def train(
         Path | None,
         typer.Option(metavar="DIR", help="Masks with the names of the pictures; white is learnt."),
     ] = None,
+    segmenter: SegmenterOption = "auto",
+    crop: CropOption = "square",
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Settings in a TOML file: one name = value a line.")
     ] = None,
@@ -193,6 +201,10 @@ def train(
     with noting(mistakes):
         _check_choice("mixed_precision", mixed_precision, PRECISIONS)
     with noting(mistakes):
+        from infusion.crop import CROPS
+
+        _check_choice("crop", crop, CROPS)
+    with noting(mistakes):
         _check_choice("stop", stop, ("last", "auto"))
     with noting(mistakes):
         _check_output(output)
@@ -212,7 +224,8 @@ def train(
         print(f"warning: --masks is not used: {recipe.name} needs --masked-loss to learn by masks.", file=sys.stderr)
     console.print(_described(concept))
     if dry_run:
-        console.print(_resolved(recipe, settings, base=base, output=str(output), mixed_precision=mixed_precision))
+        rest = {"base": base, "output": str(output), "mixed_precision": mixed_precision}
+        console.print(_resolved(recipe, settings, **rest, segmenter=segmenter, crop=crop))
         return
 
     checkpoint = output.with_suffix(".checkpoint.safetensors")
@@ -233,7 +246,9 @@ def train(
     from infusion.report import write_page
     from infusion.showcase import training_page
 
-    found = subject_masks(model, concept) if recipe.masked_loss else None
+    if recipe.masked_loss:
+        concept = find_masks(concept, model, segmenter)
+    found = subject_masks(model, concept, crop) if recipe.masked_loss else None
     console.print(_described_masks(found) if found else "The pictures are learnt whole, without masks.")
     adapter = recipe.adapter(model, concept)
     try:
@@ -245,7 +260,18 @@ def train(
         )
         preview_steps = preview_steps if first else None
         record = _learn(
-            console, model, adapter, concept, settings, checkpoint, found, output, preview_steps, rule, accelerator
+            console,
+            model,
+            adapter,
+            concept,
+            settings,
+            checkpoint,
+            found,
+            output,
+            preview_steps,
+            rule,
+            crop,
+            accelerator,
         )
     except KeyboardInterrupt:
         resumable = f"What was learnt is kept in {checkpoint}; the same command goes on from there."
@@ -255,7 +281,7 @@ def train(
         accelerator.end_training()
     if not first:
         return
-    used = dataclasses.asdict(settings) | {"mixed_precision": mixed_precision}
+    used = dataclasses.asdict(settings) | {"mixed_precision": mixed_precision, "crop": crop}
     about = used | {"num_images": len(concept.images), "seconds": round(record.seconds, 1)}
     if record.kept_step is not None:
         about |= {"stop": stop, "kept_step": record.kept_step}
@@ -264,7 +290,7 @@ def train(
     console.print(f"{output}: {record.file_bytes:,} bytes, {adapter.num_parameters:,} parameters.")
     if page is not None:
         console.print("Drawing the page ...")
-        write_page(training_page(model, adapter, concept, found, record, used), page)
+        write_page(training_page(model, adapter, concept, found, record, used, crop), page)
         console.print(f"{page}: what was learnt, beside the base model.")
     words = ["infusion", "generate", f"a {concept.placeholder} on the beach", "--concept", str(output)]
     console.print(f"Try: {shlex.join(words)} --seed 0..7 -o out")
@@ -424,7 +450,7 @@ def demo(
     console.print(f"The page: {page.resolve().as_uri()}")
 
 
-for _command in (evaluate, benchmark, report, push):
+for _command in (prepare, evaluate, benchmark, report, push):
     app.command()(_command)
 
 
@@ -519,7 +545,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a TOML file: {error}.") from error
 
 
-def _read_concept(folder: Path, class_noun: str, name: str | None, masks: Path | None) -> "Concept":
+def _read_concept(folder: Path, class_noun: str | None, name: str | None, masks: Path | None) -> "Concept":
     from infusion.concept import load_concept
     from infusion.prompts import name_concept
 
@@ -562,6 +588,7 @@ def _learn(
     output: Path,
     preview_steps: int | None,
     rule: "tuple[SelfCheck, Kept] | None",
+    crop: str,
     accelerator: "Accelerator | None",
 ) -> "TrainingRecord":
     """Train with a progress bar. KeyboardInterrupt, with a checkpoint written, when it was asked to stop."""
@@ -576,7 +603,7 @@ def _learn(
     recent: deque[float] = deque(maxlen=50)
     started = time.monotonic()
     prior = _class_latents(console, base, adapter)
-    training = train_steps(base, adapter, concept, settings, checkpoint, masks, prior, accelerator)
+    training = train_steps(base, adapter, concept, settings, checkpoint, masks, prior, crop, accelerator)
     steps = train_until_best(training, adapter, *rule) if rule else ((now, None) for now in training)
     kept = rule[1] if rule else None
     # Closing it writes the checkpoint.
@@ -729,6 +756,7 @@ def _described_masks(masks: "Sequence[SubjectMask]") -> str:
     words = {
         "given": "given",
         "alpha": "from the alpha channel",
+        "clipseg": "by CLIPSeg",
         "attention": "from the base model's attention",
     }
     counts = ", ".join(f"{sources.count(source)} {words[source]}" for source in dict.fromkeys(sources))

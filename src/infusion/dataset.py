@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from infusion.base import Base, Conditioning
 from infusion.base.noise_schedule import training_timesteps
 from infusion.concept import Concept
-from infusion.latents import encode_images, square
+from infusion.crop import cropped
+from infusion.errors import UserError
+from infusion.latents import encode_images
 from infusion.masks import SubjectMask
 from infusion.prompts import TEMPLATES, class_prompt, name_concept
 
@@ -64,6 +66,19 @@ class TrainingSet:
         return Batch(self.latents[at], self.masks[at], noise.to(device), timesteps.to(device), conditioning)
 
 
+@dataclass(frozen=True)
+class BucketedSet:
+    """Pictures of several shapes, in sets of one shape each."""
+
+    sets: Sequence[TrainingSet]
+
+    def batch(self, size: int, generator: torch.Generator) -> Batch:
+        """`size` rows of one shape, which is as likely to be drawn as it has pictures."""
+        owners = [one for one in self.sets for _ in range(len(one.latents))]
+        drawn = int(torch.randint(len(owners), (), generator=generator))
+        return owners[drawn].batch(size, generator)
+
+
 def step_generator(seed: int, step: int) -> torch.Generator:
     """The randomness of one optimiser step: the same whether or not training was interrupted before it."""
     digest = hashlib.sha256(f"{seed} {step}".encode()).digest()
@@ -71,33 +86,50 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 
 def training_set(
-    base: Base, concept: Concept, masks: Sequence[SubjectMask] | None, flip: bool, words: str | None = None
-) -> TrainingSet:
+    base: Base,
+    concept: Concept,
+    masks: Sequence[SubjectMask] | None,
+    flip: bool,
+    words: str | None = None,
+    crop: str = "square",
+) -> TrainingSet | BucketedSet:
     """Encode a concept's pictures, masks and prompts once.
 
     Args:
-        masks: None where pictures are learnt whole.
+        masks: of the same crop; None where pictures are learnt whole.
         flip: add every picture's mirror image.
         words: what the text model reads where a prompt names the concept; its class noun by default.
+        crop: "square" or "buckets" (`infusion.crop`). Pictures that all get one shape are drawn alike with either.
 
     Raises:
-        UserError: a caption names neither the placeholder nor the class noun.
+        UserError: a caption names neither the placeholder nor the class noun; the masks are of another crop.
     """
-    images = [square(image, base.size_px) for image in concept.images]
+    images = [cropped(image, base, crop) for image in concept.images]
     mask_images = [mask.image for mask in masks or ()]
+    for image, mask in zip(images, mask_images, strict=bool(mask_images)):
+        if image.width * mask.height != image.height * mask.width:
+            raise UserError(f'The masks are not of the crop "{crop}": make them by subject_masks(base, concept, crop).')
     if flip:
         images += [ImageOps.mirror(image) for image in images]
         mask_images += [ImageOps.mirror(mask) for mask in mask_images]
-    latents = encode_images(base, images).float()
-    latent_masks = [_latent_mask(mask, latents.shape[-2:]) for mask in mask_images]
     prompts, prompts_of = _prompts(concept)
-    return TrainingSet(
-        latents=latents,
-        masks=torch.stack(latent_masks).to(latents.device) if latent_masks else _whole(latents),
-        conditioning=base.encode(prompts, {concept.name: words or concept.class_noun}),
-        prompts_of=prompts_of * (2 if flip else 1),
-        noise_schedule=base.noise_schedule,
-    )
+    prompts_of *= 2 if flip else 1
+    conditioning = base.encode(prompts, {concept.name: words or concept.class_noun})
+
+    def of_size(size: tuple[int, int]) -> TrainingSet:
+        rows = [row for row, image in enumerate(images) if image.size == size]
+        latents = encode_images(base, [images[row] for row in rows]).float()
+        latent_masks = [_latent_mask(mask_images[row], latents.shape[-2:]) for row in rows if mask_images]
+        return TrainingSet(
+            latents=latents,
+            masks=torch.stack(latent_masks).to(latents.device) if latent_masks else _whole(latents),
+            conditioning=conditioning,
+            prompts_of=[prompts_of[row] for row in rows],
+            noise_schedule=base.noise_schedule,
+        )
+
+    sets = [of_size(size) for size in dict.fromkeys(image.size for image in images)]
+    return sets[0] if len(sets) == 1 else BucketedSet(sets)
 
 
 def class_set(base: Base, class_noun: str, latents: Tensor) -> TrainingSet:

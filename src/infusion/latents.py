@@ -17,8 +17,8 @@ def square(image: Image.Image, size_px: int) -> Image.Image:
 
 @torch.no_grad()
 def encode_images(base: Base, images: Sequence[Image.Image]) -> Tensor:
-    """Square pictures -> latents [B, C, H, W], scaled as the base's denoiser expects them (the posterior's mode)."""
-    pixels = VaeImageProcessor().preprocess(list(images)).to(base.device, base.dtype)
+    """Pictures of one size -> latents [B, C, H, W], scaled as the denoiser expects them (the posterior's mode)."""
+    pixels = VaeImageProcessor(do_resize=False).preprocess(list(images)).to(base.device, base.dtype)
     encoded = [base.vae.encode(picture[None]) for picture in pixels]
     latents = [found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent for found in encoded]
     return (torch.cat(latents) - _shift(base)) * base.vae.config.scaling_factor

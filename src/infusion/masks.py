@@ -10,7 +10,8 @@ from torch import Tensor
 from infusion.base import Base
 from infusion.base.cross_attention import AttentionRecorder
 from infusion.concept import Concept
-from infusion.latents import encode_images, square
+from infusion.crop import cropped
+from infusion.latents import encode_images
 
 _NUM_NOISES = 8
 NOISE_LEVELS = (0.3, 0.5, 0.7)
@@ -18,7 +19,7 @@ NOISE_LEVELS = (0.3, 0.5, 0.7)
 
 @dataclass(frozen=True)
 class SubjectMask:
-    """White where the subject is ("L"). source: "given", "alpha" or "attention"."""
+    """White where the subject is ("L"). source: "given", "alpha", "clipseg" or "attention"."""
 
     image: Image.Image
     source: str
@@ -29,14 +30,13 @@ class SubjectMask:
         return ImageStat.Stat(self.image).mean[0] / 255
 
 
-def subject_masks(base: Base, concept: Concept) -> list[SubjectMask]:
-    """One soft mask per training picture, of the square that training sees."""
-    size = base.size_px
-    images = [square(image, size) for image in concept.images]
+def subject_masks(base: Base, concept: Concept, crop: str = "square") -> list[SubjectMask]:
+    """One soft mask per training picture, of what training sees of it (`infusion.crop`)."""
+    images = [cropped(image, base, crop) for image in concept.images]
     missing = [i for i, mask in enumerate(concept.masks) if mask is None]
     found = dict(zip(missing, attention_masks(base, [images[i] for i in missing], concept.class_noun), strict=True))
     return [
-        SubjectMask(found[i], "attention") if mask is None else SubjectMask(square(mask, size), str(source))
+        SubjectMask(found[i], "attention") if mask is None else SubjectMask(cropped(mask, base, crop), str(source))
         for i, (mask, source) in enumerate(zip(concept.masks, concept.mask_sources, strict=True))
     ]
 

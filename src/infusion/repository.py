@@ -8,7 +8,8 @@ from tempfile import TemporaryDirectory
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from infusion.adapter_card import Shown, card, describe, read_evaluation
-from infusion.concept import PICTURE_SUFFIXES, natural_key, slug
+from infusion.concept import slug
+from infusion.concept_folder import PICTURE_SUFFIXES, natural_key
 from infusion.errors import UserError, all_at_once, noting
 from infusion.files import save_png, whole_file
 from infusion.hub import ADAPTER_NAME, PICTURES_DIR, adapter_path, check_repo_id, push_folder

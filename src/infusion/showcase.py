@@ -11,7 +11,8 @@ from torch import Tensor
 
 from infusion.base import Base
 from infusion.concept import Concept
-from infusion.latents import decode_latents, square
+from infusion.crop import cropped
+from infusion.latents import decode_latents
 from infusion.masks import SubjectMask
 from infusion.methods import Adapter
 from infusion.pipeline import sample_prompts
@@ -108,10 +109,11 @@ def training_page(
     masks: Sequence[SubjectMask] | None,
     record: TrainingRecord,
     settings: Mapping[str, object],
+    crop: str = "square",
 ) -> Page:
     """Draw the comparisons and put everything there is to show of a training on a page.
 
-    masks: None where the pictures were learnt whole.
+    masks: None where the pictures were learnt whole. crop: in which shapes they were.
     """
     started = time.monotonic()
     comparisons, untouched = compare(base, adapter)
@@ -139,7 +141,7 @@ def training_page(
             record.file_bytes,
             untouched,
         ),
-        training_pictures=_training_pictures([square(image, base.size_px) for image in concept.images], masks),
+        training_pictures=_training_pictures([cropped(image, base, crop) for image in concept.images], masks),
         comparisons=comparisons,
         untouched=untouched,
         facts=facts,

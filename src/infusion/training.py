@@ -16,7 +16,7 @@ from infusion.base import Base, Denoiser
 from infusion.base.noise_schedule import training_target
 from infusion.checkpoint import Checkpoint
 from infusion.concept import Concept
-from infusion.dataset import Batch, TrainingSet, class_set, step_generator, training_set
+from infusion.dataset import Batch, BucketedSet, TrainingSet, class_set, step_generator, training_set
 from infusion.errors import UserError
 from infusion.masks import SubjectMask, subject_masks
 from infusion.methods import Adapter
@@ -75,6 +75,7 @@ def train(
     checkpoint_path: str | Path | None = None,
     masks: Sequence[SubjectMask] | None = None,
     class_latents: Tensor | None = None,
+    crop: str = "square",
     accelerator: "Accelerator | None" = None,
 ) -> Generator[Progress, None, None]:
     """Train `adapter` in place; yields after every optimiser step, so leaving the loop early stops training.
@@ -82,9 +83,12 @@ def train(
     Args:
         checkpoint_path: where the state is kept between steps (`.safetensors`). If the file exists, training goes on
             from it, to the same bytes as an uninterrupted run; it is also written when the loop is left early.
-        masks: `subject_masks(base, concept)`, where the caller has them already; used by methods with a masked loss.
+        masks: `subject_masks(base, concept, crop)`, where the caller has them already; used by methods with a masked
+            loss.
         class_latents: `draw_class(base, adapter.class_noun, ...)`, where the caller has them already; used by methods
             with prior preservation.
+        crop: "square" trains on the middle square of every picture; "buckets" lets pictures keep their shape, roughly:
+            each is fitted to the nearest of some shapes with the square's area, and a batch is of one shape.
         accelerator: of processes that share each batch, every one with its own copy of base and adapter; they learn
             what one process alone would. The first of them writes the checkpoints. Its trackers are told every step.
 
@@ -98,12 +102,13 @@ def train(
     if not method.masked_loss:
         masks = None
     elif masks is None:
-        masks = subject_masks(base, concept)
-    data = training_set(base, concept, masks, settings.flip, adapter.words)
+        masks = subject_masks(base, concept, crop)
+    data = training_set(base, concept, masks, settings.flip, adapter.words, crop)
     prior = _prior(base, adapter, class_latents)
     optimizer = torch.optim.AdamW(adapter.parameter_groups())
     rates = [group["lr"] for group in optimizer.param_groups]
-    checkpoint = Checkpoint(checkpoint_path, adapter, optimizer, _identity(base, adapter, concept, settings, prior))
+    identity = _identity(base, adapter, concept, settings, prior, crop)
+    checkpoint = Checkpoint(checkpoint_path, adapter, optimizer, identity)
     first_step = step = checkpoint.load()
     share = _Share.of(accelerator, settings)
     share_at = _LEARNING_RATE_SHARES[settings.lr_scheduler]
@@ -185,7 +190,7 @@ def _prior(base: Base, adapter: Adapter, class_latents: Tensor | None) -> Traini
 def _gradients(
     base: Base,
     adapter: Adapter,
-    data: TrainingSet,
+    data: TrainingSet | BucketedSet,
     prior: TrainingSet | None,
     settings: TrainingSettings,
     step: int,
@@ -235,7 +240,7 @@ def denoising_loss(base: Base, denoiser: Denoiser, batch: Batch, masked: bool = 
 
 
 def _identity(
-    base: Base, adapter: Adapter, concept: Concept, settings: TrainingSettings, prior: TrainingSet | None
+    base: Base, adapter: Adapter, concept: Concept, settings: TrainingSettings, prior: TrainingSet | None, crop: str
 ) -> str:
     """What must agree for a checkpoint to be continued: base, concept, method and settings, as they were given.
 
@@ -250,6 +255,8 @@ def _identity(
         "settings": asdict(replace(settings, checkpointing_steps=1)),
         "class_pictures": list(prior.latents.shape) if prior else None,
     }
+    if crop != "square":  # which older checkpoints do not name
+        facts["crop"] = crop
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     for picture in (*concept.images, *concept.masks):
         digest.update(picture.tobytes() if picture else b"none")

@@ -121,6 +121,11 @@ class Base:
     def pixels_per_latent(self) -> int:
         return self.pipeline.vae_scale_factor
 
+    @property
+    def step_px(self) -> int:
+        """Sides of pictures are multiples of this many pixels, so that the network can halve or patch their latents."""
+        return self.pixels_per_latent * self.family.latent_step(self.network)
+
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], words: Mapping[str, str] | None = None) -> Conditioning:
         """Text states of the prompts, and where each concept stands in them.

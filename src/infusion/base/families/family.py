@@ -93,6 +93,11 @@ class Family(ABC):
         config = getattr(pipeline, self.network).config
         return config.in_channels, config.sample_size, config.sample_size
 
+    def latent_step(self, network: Any) -> int:
+        """Sides of latents are multiples of this: of what a UNet halves them by, or of a transformer's patches."""
+        blocks = network.config.get("down_block_types")
+        return 2 ** (len(blocks) - 1) if blocks else network.config.patch_size
+
     def timestep_options(self, scheduler: Any, num_inference_steps: int, shape: Sequence[int]) -> dict[str, Any]:
         """Arguments of `scheduler.set_timesteps` beside the number of steps, for latents of `shape` [C, H, W]."""
         return {}

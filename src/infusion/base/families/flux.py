@@ -82,6 +82,9 @@ class Flux(Family):
         side = pipeline.default_sample_size
         return pipeline.transformer.config.in_channels // 4, side, side
 
+    def latent_step(self, network: Any) -> int:
+        return 2  # the pipeline makes the patches
+
     def timestep_options(self, scheduler: Any, num_inference_steps: int, shape: Sequence[int]) -> dict[str, Any]:
         sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
         mu = calculated_shift(scheduler, (shape[1] // 2) * (shape[2] // 2), max_shift=1.15)
