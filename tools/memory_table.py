@@ -3,8 +3,8 @@
     python tools/memory_table.py            # writes the table in docs/memory.md
 
 Fake tensors have shapes and types and no contents; what operations make is added up as long as it is held. Counted are
-the frozen weights, what is kept for gradients, and what operations need on the way; not counted are the text model and the
-autoencoder (which encode before the first step), and the allocator's own overhead.
+the frozen weights, what is kept for gradients, and what operations need on the way; not counted are the text model and
+the autoencoder (which encode before the first step), and the allocator's own overhead.
 """
 
 import argparse
