@@ -79,7 +79,7 @@ def test_no_trace_is_left(base, base_dir, concept, method):
     trained(base, concept, method, steps=2)
     assert state(base) == before
     untouched = load_base(base_dir, device="cpu")
-    for part in ("unet", "text_encoder", "vae"):
+    for part in ("network", "text_encoder", "vae"):
         expected = getattr(untouched, part).state_dict()
         for name, weight in getattr(base, part).state_dict().items():
             assert torch.equal(weight, expected[name]), name
