@@ -71,7 +71,7 @@ def test_what_was_pushed_works_as_the_card_says(stand_in, base, base_dir, saved,
 
 def test_a_pipeline_is_customized_by_a_name_on_the_hub(stand_in, pipe, saved):
     push_adapter(saved, "user/my-cat")
-    assert infusion.customize(pipe, "user/my-cat").adapters[0].concept_name == "my-cat"
+    assert infusion.customize(pipe, "user/my-cat").get_active_infusion_adapters() == ["my-cat"]
     assert adapter_path("user/my-cat").read_bytes() == saved.read_bytes()
 
 

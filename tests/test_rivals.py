@@ -15,6 +15,7 @@ from test_infusion import SD15
 from infusion.adapter_file import load_adapter, save_adapter
 from infusion.base import Base, load_base
 from infusion.base.cross_attention import cross_attentions
+from infusion.base.families import StableDiffusion
 from infusion.base.edits import hook_output
 from infusion.base.model import TOYBOX_DIR
 from infusion.base.token_vectors import TokenVectors
@@ -502,4 +503,5 @@ def test_parameter_count_on_stable_diffusion_1_5(monkeypatch, method, settings, 
         unet = UNet2DConditionModel(**SD15)
     for module in ("textual_inversion", "extended_textual_inversion", "perfusion", "custom_diffusion"):
         monkeypatch.setattr(f"infusion.methods.{module}.embeddings_of", lambda base, words: torch.zeros(1, 768))
-    assert METHODS[method](**settings).num_parameters(SimpleNamespace(unet=unet), "cat") == count
+    base = Base("sd", StableDiffusion(768), SimpleNamespace(unet=unet), None)
+    assert METHODS[method](**settings).num_parameters(base, "cat") == count
