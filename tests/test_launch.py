@@ -58,7 +58,8 @@ def test_losses_reach_a_tracker(folder, base_dir, tmp_path, monkeypatch):
     command = ["train", str(folder), "--class-noun", "cat", "--name", "toy", "--base", str(base_dir), *STEPS]
     app([*command, "--report-to", "tensorboard"], standalone_mode=False)
     logs = [path for path in (tmp_path / "logs").rglob("*") if path.is_file()]
-    assert any(b"loss" in path.read_bytes() for path in logs)
+    told = b"".join(path.read_bytes() for path in logs)
+    assert told.count(b"\n\x04loss") == 3  # the tag of a scalar, once a step
 
 
 def test_unknown_trackers_are_refused():

@@ -15,8 +15,8 @@ from test_infusion import SD15
 from infusion.adapter_file import load_adapter, save_adapter
 from infusion.base import Base, load_base
 from infusion.base.cross_attention import cross_attentions
-from infusion.base.families import StableDiffusion
 from infusion.base.edits import hook_output
+from infusion.base.families import StableDiffusion
 from infusion.base.model import TOYBOX_DIR
 from infusion.base.token_vectors import TokenVectors
 from infusion.base.vocabulary import typical_states

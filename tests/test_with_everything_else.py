@@ -221,3 +221,64 @@ def test_ten_concepts_a_hundred_times_leave_no_trace(pipe, base, concept):
     wrapped.unload_infusion()
     assert state() == before
     assert tiny_tokenizer().get_vocab() == pipe.tokenizer.get_vocab()
+
+
+def test_moving_it_keeps_the_concepts(pipe, adapter):
+    wrapped = customize(pipe, adapter)
+    assert wrapped.to("cpu") is wrapped and wrapped.get_active_infusion_adapters() == ["my-cat"]
+
+
+def test_one_adapter_under_two_names(pipe, adapter):
+    wrapped = customize(pipe)
+    wrapped.load_infusion(adapter, "one")
+    wrapped.load_infusion(adapter, "two")
+    assert adapter.concept_name == "my-cat"
+    assert difference(drawn(wrapped, "a <one> and a <two>", 1), drawn(pipe, "a cat and a cat", 1)) > 1e-3
+
+
+def test_pipelines_with_a_way_of_their_own_to_encode_are_refused(pipe, adapter):
+    wrapped = customize(pipe, adapter)
+    original = type(pipe).encode_prompt
+
+    class Own(type(pipe)):
+        def __call__(self, prompt, **kwargs):
+            states, _ = original(self, prompt, "cpu", 1, False)
+            return self.unet(torch.zeros(1, 4, 8, 8), 1, encoder_hidden_states=states)
+
+    pipe.__class__ = Own
+    with pytest.raises(UserError, match="a way of its own to encode"):
+        wrapped("a <my-cat>")
+
+
+def test_a_call_that_changes_what_was_encoded_is_not_passed_over(pipe, adapter):
+    wrapped = customize(pipe, adapter)
+
+    pipe.unet.register_forward_pre_hook(
+        lambda module, args, kwargs: (args, kwargs | {"encoder_hidden_states": 2 * kwargs["encoder_hidden_states"]}),
+        with_kwargs=True,
+    )
+    with pytest.raises(UserError, match="the concept did not act"):
+        drawn(wrapped, "a <my-cat>", 1)
+
+
+def test_arguments_that_a_pipeline_collects_reach_it(pipe, adapter):
+    seen = []
+    kwargs = {"callback": lambda step, timestep, latents: seen.append(step), "callback_steps": 1}
+    drawn(customize(pipe, adapter), "a <my-cat>", 1, num_inference_steps=2, **kwargs)
+    assert len(seen) == 2
+
+
+def test_calls_without_a_concept_are_the_pipelines_own(pipe, concept):
+    embeds, negative = pipe.encode_prompt("a cat", "cpu", 1, True)
+    told = {"prompt_embeds": embeds, "negative_prompt_embeds": negative}
+    assert np.array_equal(drawn(customize(pipe), None, 1, **told), drawn(pipe, "a cat", 1))
+    pipeline = tiny("sdxl")
+    wrapped = customize(pipeline, random_adapter(Base.from_pipeline(pipeline), concept))
+    assert np.array_equal(drawn(wrapped, "a cat", 1, prompt_2="a dog"), drawn(pipeline, "a cat", 1, prompt_2="a dog"))
+
+
+def test_prompts_that_would_be_rewritten_are_refused(concept):
+    pipeline = tiny("pixart-sigma")
+    wrapped = customize(pipeline, random_adapter(Base.from_pipeline(pipeline), concept))
+    with pytest.raises(UserError, match="clean_caption"):
+        wrapped("a <my-cat>", clean_caption=True)

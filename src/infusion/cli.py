@@ -216,11 +216,13 @@ def train(
     assert output is not None
 
     alone = accelerator is None or accelerator.num_processes == 1
+    if stop == "auto" and not alone:
+        raise UserError("--stop auto works in one process: leave it out, or train without accelerate launch.")
     first = accelerator is None or accelerator.is_main_process
     console = plain_console(quiet=not first)
     for warning in concept.warnings if first else ():
         print(f"warning: {warning}", file=sys.stderr)
-    if masks is not None and not recipe.masked_loss:
+    if first and masks is not None and not recipe.masked_loss:
         print(f"warning: --masks is not used: {recipe.name} needs --masked-loss to learn by masks.", file=sys.stderr)
     console.print(_described(concept))
     if dry_run:
@@ -254,7 +256,7 @@ def train(
     try:
         rule = None
         if stop == "auto":
-            rule = _stop_rule(console, model, concept, clip, encoder, kept_path if first else None)
+            rule = _stop_rule(console, model, concept, clip, encoder, kept_path)
         start_trackers(
             accelerator, {"method": recipe.name, **dataclasses.asdict(recipe), **dataclasses.asdict(settings)}
         )
@@ -277,8 +279,9 @@ def train(
         resumable = f"What was learnt is kept in {checkpoint}; the same command goes on from there."
         console.print(f"Interrupted. {resumable if checkpoint.exists() else 'Nothing was learnt yet.'}")
         raise typer.Exit(_INTERRUPTED) from None
-    if accelerator:
-        accelerator.end_training()
+    finally:
+        if accelerator:
+            accelerator.end_training()
     if not first:
         return
     used = dataclasses.asdict(settings) | {"mixed_precision": mixed_precision, "crop": crop}
@@ -639,7 +642,7 @@ def _any_of(accelerator: "Accelerator | None", said: bool) -> bool:
 
 
 def _stop_rule(
-    console: "Console", base: "Base", concept: "Concept", clip: str | None, encoder: str | None, kept_path: Path | None
+    console: "Console", base: "Base", concept: "Concept", clip: str | None, encoder: str | None, kept_path: Path
 ) -> "tuple[SelfCheck, Kept]":
     """Who looks at the pictures of a training that stops by itself, and what it found before; set b of the toybox is
     left to judge the result."""

@@ -1,5 +1,6 @@
 """A diffusers pipeline + adapters -> the same pipeline, whose prompts may name concepts."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
@@ -41,13 +42,20 @@ class CustomizedPipeline:
         self.any_base = any_base
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(vars(self)["pipeline"], name)
+        if "pipeline" not in vars(self):
+            raise AttributeError(name)
+        return getattr(self.pipeline, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _OWN:
             vars(self)[name] = value
         else:
             setattr(self.pipeline, name, value)
+
+    def to(self, *args: Any, **kwargs: Any) -> "CustomizedPipeline":
+        """Move the pipeline, as its own `to` does."""
+        self.pipeline.to(*args, **kwargs)
+        return self
 
     # --- concepts: diffusers' verbs ---
 
@@ -65,6 +73,7 @@ class CustomizedPipeline:
         base = Base.from_pipeline(self.pipeline)
         loaded = adapter if isinstance(adapter, Adapter) else load_adapter(adapter, base, self.any_base)
         if adapter_name is not None:
+            loaded = copy.copy(loaded)
             loaded.concept_name = checked_name(adapter_name)
         name = loaded.concept_name
         if name in self.adapters:
@@ -144,7 +153,9 @@ class CustomizedPipeline:
             UserError: a placeholder names no concept; embeddings come without a text; or the prompt and the negative
                 prompt read the same.
         """
-        given = signature(self.pipeline.__call__).bind(*args, **kwargs).arguments
+        given = _arguments(self.pipeline, args, kwargs)
+        if not self.adapters and given.get("prompt") is None:
+            return self.pipeline(**given)
         base = Base.from_pipeline(self.pipeline)
         prompts = self._prompts(given)
         options = {name: given[name] for name in ("max_sequence_length",) if given.get(name) is not None}
@@ -154,12 +165,21 @@ class CustomizedPipeline:
         copies = given.get("num_images_per_prompt") or 1
         active = [_Strengthened(adapter, self.weights[name]) for name, adapter in self.adapters.items()]
         active = [adapter for adapter in active if adapter.weight]
+        for adapter in active:
+            adapter.adapter.to(base.device)
         with attached(base, active) as denoiser:
             if not denoiser.streams or not any(tokens):
                 return self.pipeline(**given)
             denoiser.streams.rows = [row for row in tokens for _ in range(copies)]
+            denoiser.streams.among_others = True
             with wrap_method(self.pipeline, "encode_prompt", _listening(denoiser)):
-                return self.pipeline(**given)
+                drawn = self.pipeline(**given)
+            if not denoiser.streams.found:
+                raise UserError(
+                    f"{type(self.pipeline).__name__} gave its network other text states than its encode_prompt made, "
+                    "so that no row could be told to be the prompt's, and the concept did not act."
+                )
+            return drawn
 
     def _prompts(self, given: Mapping[str, Any]) -> list[Prompt]:
         """The prompts, with their concepts found."""
@@ -169,18 +189,24 @@ class CustomizedPipeline:
                 "Give the prompt as text too: the concept's tokens cannot be found in prompt embeddings. With both, "
                 "the embeddings are used."
             )
+        if given.get("clean_caption"):
+            raise UserError("clean_caption rewrites prompts, so that a concept's tokens cannot be found: leave it off.")
+        parsed = self._parsed(prompt)
         for name in _PROMPTS[1:]:
-            if given.get(name) is not None and given[name] != prompt:
+            other = given.get(name)
+            if other is not None and other != prompt and any(p.mentions for p in (*parsed, *self._parsed(other))):
                 raise UserError(
                     f"{name} differs from prompt; where a prompt names concepts, all text models must read the same."
                 )
-        return self._parsed(prompt)
+        return parsed
 
     def _make_plain(self, given: dict[str, Any], prompts: Sequence[Prompt]) -> None:
         """Arguments that the pipeline understands: every placeholder has become its class noun."""
         plain = [prompt.text for prompt in prompts]
+        if "clean_caption" in signature(self.pipeline.__call__).parameters:
+            given["clean_caption"] = False
         for name in _PROMPTS:
-            if given.get(name) is not None:
+            if given.get(name) is not None and any(prompt.mentions for prompt in prompts):
                 given[name] = plain[0] if isinstance(given[name], str) else plain
             if given.get(f"negative_{name}") is not None:
                 negative = [prompt.text for prompt in self._parsed(given[f"negative_{name}"])]
@@ -234,6 +260,16 @@ class _Strengthened:
 
     def edits(self, base: Base) -> list[Any]:
         return [scaled(edit, self.weight) for edit in self.adapter.edits(base)]
+
+
+def _arguments(pipeline: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of the pipeline, by name."""
+    call = signature(pipeline.__call__)
+    given = call.bind(*args, **kwargs).arguments
+    collected = [name for name, parameter in call.parameters.items() if parameter.kind is parameter.VAR_KEYWORD]
+    for name in collected:
+        given |= given.pop(name, {})
+    return given
 
 
 def _listening(denoiser: Customized) -> Callable[..., Any]:

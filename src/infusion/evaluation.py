@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infusion import metrics
 from infusion.base import Base, Conditioning
+from infusion.base.cross_attention import cross_attentions
 from infusion.encoders import Clip, ImageEncoder
 from infusion.errors import UserError
 from infusion.files import whole_file
@@ -25,6 +25,7 @@ from infusion.methods import Adapter
 from infusion.metrics import Probe
 from infusion.pipeline import sample_prompts
 from infusion.prompts import class_prompt
+from infusion.sampling import few_step_scheduler
 from infusion.settings import setting, validate
 from infusion.toybox.judges import Judges
 
@@ -83,6 +84,14 @@ class Witnesses:
     encoder: ImageEncoder
     judges: Judges | None = None
 
+    def check_can_see(self, base: Base) -> None:
+        """Raise UserError if nobody could say where the subject is in pictures of this base."""
+        if not self.judges and not cross_attentions(base.network):
+            raise UserError(
+                f'In "{base.id}" image and text attend jointly, so its attention cannot say where the subject is in '
+                "pictures, which measuring needs; models with cross-attention can be measured."
+            )
+
     def subject(self, base: Base, images: Tensor, class_noun: str) -> Tensor:
         """Where the subject is in pictures [N, 3, H, W]: [N, H, W] in [0, 1], by the judges or the base's attention."""
         if self.judges:
@@ -105,13 +114,13 @@ def draw(
     adapters: Sequence[Adapter] = (),
     report: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Latents [N, C, H, W] of every text with every seed, by DPM-Solver++ (arXiv 2211.01095) in few steps.
+    """Latents [N, C, H, W] of every text with every seed, in few steps.
 
     Args:
         report: called with how many were drawn, after every batch.
     """
     sampling = {"num_inference_steps": plan.drawing.num_inference_steps, "guidance_scale": plan.drawing.guidance_scale}
-    scheduler = DPMSolverMultistepScheduler.from_config(base.scheduler.config)
+    scheduler = few_step_scheduler(base)
     batches = sample_prompts(base, texts, adapters, seeds, scheduler=scheduler, batch_size=16, **sampling)  # type: ignore[arg-type]
     drawn = []
     for latents in batches:
@@ -163,6 +172,7 @@ class Reference:
         report: Callable[[int], None] | None = None,
         folder: Path | None = None,
     ) -> None:
+        witnesses.check_can_see(base)
         self.base = base
         self.class_noun = class_noun
         self.plan = plan

@@ -18,7 +18,7 @@ def square(image: Image.Image, size_px: int) -> Image.Image:
 @torch.no_grad()
 def encode_images(base: Base, images: Sequence[Image.Image]) -> Tensor:
     """Pictures of one size -> latents [B, C, H, W], scaled as the denoiser expects them (the posterior's mode)."""
-    pixels = VaeImageProcessor(do_resize=False).preprocess(list(images)).to(base.device, base.dtype)
+    pixels = VaeImageProcessor(do_resize=False).preprocess(list(images)).to(base.device, base.vae.dtype)
     encoded = [base.vae.encode(picture[None]) for picture in pixels]
     latents = [found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent for found in encoded]
     return (torch.cat(latents) - _shift(base)) * base.vae.config.scaling_factor
@@ -27,7 +27,7 @@ def encode_images(base: Base, images: Sequence[Image.Image]) -> Tensor:
 @torch.no_grad()
 def decode_latents(base: Base, latents: Tensor) -> list[Image.Image]:
     """Latents [B, C, H, W] -> pictures."""
-    scaled = latents.to(base.device, base.dtype) / base.vae.config.scaling_factor + _shift(base)
+    scaled = latents.to(base.device, base.vae.dtype) / base.vae.config.scaling_factor + _shift(base)
     pixels = base.vae.decode(scaled, return_dict=False)[0]
     return VaeImageProcessor().postprocess(pixels.float(), output_type="pil")
 

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from infusion.base import Base
+from infusion.errors import UserError
 from infusion.latents import decode_latents
 from infusion.methods import Adapter, together
 from infusion.prompts import parse_prompt
@@ -39,7 +40,7 @@ def sample_prompts(
     *,
     negative_prompt: str = "",
     num_inference_steps: int = 30,
-    guidance_scale: float = 5.0,
+    guidance_scale: float | None = None,
     batch_size: int = 8,
     scheduler: Any = None,
 ) -> Iterator[Tensor]:
@@ -48,18 +49,23 @@ def sample_prompts(
     Args:
         prompts: `<name>` stands for the concept of the adapter called name; prompts without one are the base's.
         seeds: one per picture; a picture's noise does not depend on what is drawn beside it.
-        guidance_scale: classifier-free guidance; 1 turns it off.
+        guidance_scale: how strongly to follow prompts; 1 turns guidance off. By default what suits the family.
         scheduler: any diffusers scheduler; the base's own by default.
 
     Raises:
-        UserError: a prompt names a concept that no adapter brings; the adapters do not go together.
+        UserError: a prompt names a concept that no adapter brings; the adapters do not go together; the model knows no
+            negative prompt.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if guidance_scale is None:
+        guidance_scale = base.family.default_guidance_scale(base.pipeline)
     adapters = together(base, adapters)
     words = {adapter.concept_name: adapter.words for adapter in adapters}
     conditioning = base.encode(prompts, words)
     unconditional = base.encode_negative([parse_prompt(negative_prompt, words).text])
     if told := base.family.is_told_guidance(base.pipeline):
+        if negative_prompt:
+            raise UserError(f'"{base.id}" is told its guidance and knows no negative prompt: leave it out.')
         scales = torch.full([len(prompts)], guidance_scale, device=base.device)
         conditioning = replace(conditioning, guidance_scale=scales)
     options = base.family.timestep_options(scheduler or base.scheduler, num_inference_steps, base.latent_shape)

@@ -5,9 +5,11 @@ from inspect import signature
 from typing import Any
 
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from infusion.base import Conditioning, Denoiser, concatenate
+from infusion.base import Base, Conditioning, Denoiser, concatenate
+from infusion.base.noise_schedule import FLOW
 
 
 def seeded_noise(
@@ -15,6 +17,13 @@ def seeded_noise(
 ) -> Tensor:
     """One latent noise per generator, [B, *shape]; a picture's noise does not depend on its batch mates."""
     return torch.stack([torch.randn(tuple(shape), generator=generator, dtype=dtype) for generator in generators])
+
+
+def few_step_scheduler(base: Base) -> Any:
+    """DPM-Solver++ (arXiv 2211.01095), which needs few steps; for a flow, the base's own scheduler."""
+    if base.noise_schedule.config.prediction_type == FLOW:
+        return base.scheduler
+    return DPMSolverMultistepScheduler.from_config(base.scheduler.config)
 
 
 @torch.no_grad()

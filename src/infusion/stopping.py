@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -32,6 +31,7 @@ from infusion.files import whole_file
 from infusion.latents import decode_latents, square
 from infusion.methods import Adapter
 from infusion.pipeline import sample_prompts
+from infusion.sampling import few_step_scheduler
 from infusion.training import Progress
 
 PROMPTS = (
@@ -87,7 +87,7 @@ class SelfCheck:
         return Check(step, learnt, self._told(images) / self.told, loss)
 
     def _drawn(self, name: str, *adapters: Adapter) -> Tensor:
-        scheduler = DPMSolverMultistepScheduler.from_config(self.base.scheduler.config)
+        scheduler = few_step_scheduler(self.base)
         texts = [prompt.format(name) for prompt in PROMPTS]
         batches = sample_prompts(self.base, texts, adapters, _SEEDS, scheduler=scheduler, **_SAMPLING)
         return _pictures([image for latents in batches for image in decode_latents(self.base, latents)])

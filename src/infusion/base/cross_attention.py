@@ -13,7 +13,7 @@ from infusion.errors import UserError
 
 
 def cross_attentions(network: nn.Module) -> dict[str, Attention]:
-    """Every cross-attention to text by module path, in the network's own order.
+    """Every cross-attention to text by module path, in the network's own order; none where they attend jointly.
 
     Raises:
         UserError: the projections are fused, so that nothing could be read from or added to one of them.
@@ -50,8 +50,12 @@ class AttentionRecorder:
 
     def __enter__(self) -> "AttentionRecorder":
         for path, layer in self.layers.items():
-            self._stack.enter_context(hook_output(layer.to_q, self._keeper(self.queries, path)))
-            self._stack.enter_context(hook_output(layer.to_k, self._keeper(self.keys, path)))
+            for store, norm, projection in (
+                (self.queries, layer.norm_q, layer.to_q),
+                (self.keys, layer.norm_k, layer.to_k),
+            ):
+                last = projection if norm is None else norm
+                self._stack.enter_context(hook_output(last, self._keeper(store, path)))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -69,8 +73,10 @@ class AttentionRecorder:
         """Attention map of one layer in the last forward pass, [B, H heads, N image positions, T tokens], fp32."""
         layer = self.layers[path]
 
-        def by_head(states: Tensor) -> Tensor:  # [B, L, H * D] -> [B, H, L, D]
-            return states.float().unflatten(-1, (layer.heads, -1)).transpose(1, 2)
+        def by_head(states: Tensor) -> Tensor:  # [B, L, H * D] -> [B, H, L, D], if not so already
+            return (
+                states.float() if states.ndim == 4 else states.float().unflatten(-1, (layer.heads, -1)).transpose(1, 2)
+            )
 
         query, key = by_head(self.queries[path]), by_head(self.keys[path])
         scores = query @ key.transpose(-1, -2) * layer.scale

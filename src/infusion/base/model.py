@@ -241,6 +241,7 @@ def load_base(
             f'No base model could be loaded from "{name}": {first_line(error)} Give "{TOYBOX}", or a folder or hub id '
             "in the diffusers layout (with a model_index.json)."
         ) from error
+    pipeline.vae.float()  # autoencoders overflow in fp16
     base = Base.from_pipeline(pipeline.to(device or _default_device()))
     base.id = name
     channels, there = base.latent_shape[0], base.vae.config.latent_channels

@@ -57,9 +57,9 @@ class _Plan:
 class TwinStreams:
     """Runs a network with value residuals. `rows` says which concepts each row of the next batch names, and where.
 
-    borrows: [B] which of those rows take over the foundation's maps; by default what the residuals say. text_states:
-    [B, T, C] of these rows, where a batch may hold others beside them: whatever reads something else, such as the
-    unconditional rows of guidance, is left alone.
+    borrows: [B] which of those rows take over the foundation's maps; by default what the residuals say. among_others: a
+    batch may hold other rows too, such as the unconditional ones of guidance; then the `text_states` [B, T, C] of `rows`
+    say which are theirs, and `found`, whether any were.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class TwinStreams:
         self.borrows = borrows
         self.rows: Sequence[ConceptTokens] = ()
         self.text_states: Tensor | None = None
+        self.among_others = self.found = False
         self._recording: _Plan | None = None
         self._replaying: _Plan | None = None
         self._recorded: dict[str, Tensor] = {}
@@ -153,10 +154,14 @@ class TwinStreams:
                 f"The pipeline calls its network with {batch_size} rows for {len(self.rows)} pictures; pipelines that "
                 "treat all pictures alike can be customized."
             )
-        if self.text_states is None:
+        if not self.among_others:
             return [True] * num_blocks
+        if self.text_states is None:
+            raise UserError("This pipeline has a way of its own to encode prompts, and cannot be customized.")
         told = self.text_states.to(text_states)
-        return [torch.equal(block, told) for block in text_states.chunk(num_blocks)]
+        theirs = [torch.equal(block, told) for block in text_states.chunk(num_blocks)]
+        self.found |= any(theirs)
+        return theirs
 
     def _borrows(self, row: int, concepts: Collection[str]) -> bool:
         if self.borrows is not None:

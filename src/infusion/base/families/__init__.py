@@ -42,7 +42,7 @@ def family_of(pipeline: Any) -> Family:
     network: Any = unwrapped(next((part for part in parts if part is not None), None))
     kind = type(network).__name__
     if kind == "UNet2DConditionModel":
-        two = getattr(pipeline, "text_encoder_2", None) is not None
+        two = any(getattr(pipeline, part, None) is not None for part in ("text_encoder_2", "tokenizer_2"))
         family: Family = StableDiffusionXL() if two else StableDiffusion(network.config.cross_attention_dim)
     elif kind in _BY_NETWORK:
         family = _BY_NETWORK[kind]()

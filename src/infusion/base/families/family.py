@@ -39,7 +39,7 @@ class Family(ABC):
 
     architecture: the name in ModelSpec's catalogue. network: the name of the denoiser among the pipeline's parts.
     shared_inputs: arguments of the network that have no entry for each row. masks_text: whether its attention leaves
-    out the tokens that `Conditioning.attention_mask` says are not read.
+    out the tokens that `Conditioning.attention_mask` says are not read. optional_parts: what a pipeline may lack.
     """
 
     architecture: str
@@ -48,11 +48,13 @@ class Family(ABC):
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
     shared_inputs: ClassVar[tuple[str, ...]] = ()
     masks_text: ClassVar[bool] = False
+    optional_parts: ClassVar[tuple[str, ...]] = ()
 
     @property
     def needed_parts(self) -> tuple[str, ...]:
         """What a pipeline must have."""
-        return (self.network, "vae", "scheduler", *self.text_encoders, *self.tokenizers)
+        parts = (self.network, "vae", "scheduler", *self.tokenizers)  # text states may be given without text models
+        return tuple(part for part in parts if part not in self.optional_parts)
 
     @abstractmethod
     def text_layers(self, network: nn.Module) -> dict[str, TextLayer]:
@@ -101,6 +103,10 @@ class Family(ABC):
     def timestep_options(self, scheduler: Any, num_inference_steps: int, shape: Sequence[int]) -> dict[str, Any]:
         """Arguments of `scheduler.set_timesteps` beside the number of steps, for latents of `shape` [C, H, W]."""
         return {}
+
+    def default_guidance_scale(self, pipeline: Any) -> float:
+        """How strongly to follow prompts where nobody says."""
+        return 5.0
 
     def is_told_guidance(self, pipeline: Any) -> bool:
         """Whether the network is told the guidance scale, so that no unconditional row is run for it."""

@@ -33,9 +33,7 @@ class StableDiffusion3(Family):
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2", "tokenizer_3")
 
-    @property
-    def needed_parts(self) -> tuple[str, ...]:
-        return tuple(part for part in super().needed_parts if not part.endswith("_3"))  # the T5 may be left out
+    optional_parts = ("tokenizer_3",)
 
     def text_layers(self, network: nn.Module) -> dict[str, TextLayer]:
         def joint(_path: str, module: nn.Module) -> bool:
