@@ -57,9 +57,9 @@ class _Plan:
 class TwinStreams:
     """Runs a network with value residuals. `rows` says which concepts each row of the next batch names, and where.
 
-    borrows: [B] which of those rows take over the foundation's maps; by default what the residuals say. among_others: a
-    batch may hold other rows too, such as the unconditional ones of guidance; then the `text_states` [B, T, C] of `rows`
-    say which are theirs, and `found`, whether any were.
+    borrows: [B] which of those rows take over the foundation's maps; by default what the residuals say.
+    among_others: a batch may hold other rows too, such as the unconditional ones of guidance; then `text_states`
+    [B, T, C] say which are the `rows`, and `found`, whether any were.
     """
 
     def __init__(
