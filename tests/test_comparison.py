@@ -322,6 +322,8 @@ def test_what_rounding_alone_makes_takes_no_digits() -> None:
     of = [intervals.Figure(value, value, value, 5) for value in (0.5, 0.02, 1e-8)]
     assert comparison.num_decimals(of) == comparison.num_decimals(of[:2]) == 3
     assert comparison.num_decimals(of[2:]) == 6
+    hidden = intervals.Figure(0.0009, -0.04, 0.04, 20)
+    assert comparison.num_decimals([*of[:2], hidden]) == 3
 
 
 def test_mistakes_are_one_clear_sentence(folder: Path, tmp_path: Path) -> None:
@@ -365,6 +367,13 @@ def test_mixed_benchmarks_are_refused(folder: Path, changes: dict) -> None:
     change(folder / "cells/lora/1.json", **changes)
     with pytest.raises(UserError, match=r"lora/1.json.*different|lora/1.json says it is of row"):
         load_results(folder)
+
+
+def test_individuals_may_have_rare_tokens_of_their_own(folder: Path) -> None:
+    settings = json.loads((folder / "cells/lora/1.json").read_text()).get("settings") or {}
+    for number, token in enumerate(("sks", "zwx")):
+        change(folder / f"cells/lora/{number}.json", settings=settings | {"rare_token": token})
+    load_results(folder)
 
 
 INDIVIDUALS = '[individuals]\nclasses = ["cat", "dog"]\neach = 2\nfirst_seed = {}\n'

@@ -406,11 +406,16 @@ def _check_one_benchmark(cells: Sequence[Cell]) -> None:
         if cell.row != cell.path.parent.name:
             raise UserError(f'{cell.path} says it is of row "{cell.row}": results of different benchmarks are mixed.')
         first = first_of_row.setdefault(cell.row, cell)
-        if (cell.method, cell.settings) != (first.method, first.settings):
+        if (cell.method, _shared(cell.settings)) != (first.method, _shared(first.settings)):
             raise _mixed(first, cell, "methods or settings")
         first = first_of_individual.setdefault(cell.individual, cell)
         if cell.class_noun != first.class_noun:
             raise _mixed(first, cell, "class nouns for one individual")
+
+
+def _shared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the rare token, which two individuals of one class have different ones of, to stand in one prompt."""
+    return {name: value for name, value in settings.items() if name != "rare_token"}
 
 
 def _mixed(first: Cell, second: Cell, what: str) -> UserError:
@@ -517,14 +522,19 @@ def _markdown_column(results: Results, measure: Measure) -> list[str]:
 def num_decimals(figures: Iterable[Figure | None]) -> int:
     """So many that a column's largest value has three digits, and up to two more for its smallest to have two.
 
-    What is a millionth of the largest or less, as rounding alone makes it, is not shown in digits.
+    A value that its interval hides counts as large as that; what is a millionth of the largest or less, as rounding
+    alone makes it, is not shown in digits.
     """
-    sizes = [abs(figure.value) for figure in figures if figure and figure.value]
+    sizes = [max(abs(figure.value), _half_width(figure)) for figure in figures if figure and figure.value]
     if not sizes:
         return 0
     sizes = [size for size in sizes if size > 1e-6 * max(sizes)]
     largest, smallest = (math.floor(math.log10(size)) for size in (max(sizes), min(sizes)))
     return min(6, max(0, 2 - largest, min(1 - smallest, 4 - largest)))
+
+
+def _half_width(figure: Figure) -> float:
+    return 0.0 if math.isnan(figure.low) else (figure.high - figure.low) / 2
 
 
 def format_number(value: float | None, decimals: int, signed: bool = False) -> str:
