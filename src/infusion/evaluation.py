@@ -160,7 +160,8 @@ class Reference:
     """The base model's own pictures and predictions for a class noun: what every customized model is held against.
 
     Everything is drawn when it is first asked for, and kept; in `folder`, where there is one, for other processes too.
-    report: called with how many pictures were drawn, here and in `evaluate`.
+    report: called with how many pictures were drawn, here and in `evaluate`. first_seed: of the base's pictures;
+    another one for draws that are to be independent of these.
     """
 
     def __init__(
@@ -171,6 +172,7 @@ class Reference:
         witnesses: Witnesses,
         report: Callable[[int], None] | None = None,
         folder: Path | None = None,
+        first_seed: int = 0,
     ) -> None:
         witnesses.check_can_see(base)
         self.base = base
@@ -179,6 +181,7 @@ class Reference:
         self.witnesses = witnesses
         self.report = report
         self.folder = folder
+        self.first_seed = first_seed
 
     def texts(self, words: str) -> list[str]:
         """The plan's prompts with `words` in the place of the concept."""
@@ -190,12 +193,14 @@ class Reference:
 
     @cached_property
     def images(self) -> Tensor:
-        return self._drawn("images", self.texts(self.class_noun), range(self.plan.drawing.num_seeds))
+        seeds = range(self.first_seed, self.first_seed + self.plan.drawing.num_seeds)
+        return self._drawn("images", self.texts(self.class_noun), seeds)
 
     @cached_property
     def null_images(self) -> Tensor:
         """The same prompts with other seeds: what finite samples alone make of every distance."""
-        seeds = range(_NULL_SEEDS, _NULL_SEEDS + self.plan.drawing.num_seeds)
+        first = self.first_seed + _NULL_SEEDS
+        seeds = range(first, first + self.plan.drawing.num_seeds)
         return self._drawn("null_images", self.texts(self.class_noun), seeds)
 
     @cached_property
