@@ -7,9 +7,11 @@ import re
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from tiny_families import tiny
 
 from infusion.adapter_card import Shown, card, describe, read_evaluation
 from infusion.adapter_file import save_adapter
+from infusion.base import Base
 from infusion.errors import UserError
 from infusion.methods import METHODS, Infusion
 
@@ -152,3 +154,11 @@ def test_what_is_no_evaluation_of_this_adapter(saved, tmp_path, content, told):
         path.write_text(content)
     with pytest.raises(UserError, match=told):
         read_evaluation(path, describe(saved))
+
+
+@pytest.mark.parametrize(("name", "tag"), [("sdxl", "stable-diffusion-xl"), ("sana", "sana"), ("flux", "flux")])
+def test_models_are_tagged_by_their_family(name, tag, concept, tmp_path):
+    base = Base.from_pipeline(tiny(name))
+    save_adapter(Infusion().adapter(base, concept), tmp_path / "a.safetensors", base)
+    told = metadata(card(describe(tmp_path / "a.safetensors"), "me/a"))["tags"]
+    assert {tag, f"{tag}-diffusers"} <= set(told) and "stable-diffusion" not in told

@@ -23,7 +23,15 @@ from infusion.methods import METHODS, Method
 from infusion.report import format_count
 from infusion.settings import from_mapping
 
-_TAGS = ("text-to-image", "diffusers", "infusion", "stable-diffusion", "stable-diffusion-diffusers")
+_TAGS = ("text-to-image", "diffusers", "infusion")
+# What the Hub calls models of a family, by the family's architecture; others by its name.
+_FAMILY_TAGS = {
+    "stable-diffusion-v1": "stable-diffusion",
+    "stable-diffusion-v2": "stable-diffusion",
+    "stable-diffusion-xl-v1-base": "stable-diffusion-xl",
+    "stable-diffusion-3": "sd3",
+    "flux-1": "flux",
+}
 _LOCAL_BASE = "folder-of-the-base"
 _OF_ONE_ADAPTER = ("concept_name", "class_noun", "method", "settings", "training")
 
@@ -133,8 +141,12 @@ def card(
 
 def _metadata(described: Described, pictures: Sequence[Shown], evaluation: Mapping[str, Any] | None) -> ModelCardData:
     loader = described.method.diffusers_loader
+    family = described.about["base"].get("family", "stable-diffusion-v1")  # older files are of these alone
+    family = _FAMILY_TAGS.get(family, family)
     tags = [
         *_TAGS,
+        family,
+        f"{family}-diffusers",
         described.about["method"],
         *([loader.removeprefix("load_").removesuffix("_weights")] if loader else []),
     ]
