@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import FluxImg2ImgPipeline, StableDiffusion3Img2ImgPipeline
 from PIL import Image
 from tiny_families import PIPELINES, stable_diffusion_3, tiny
 
@@ -352,3 +353,29 @@ def test_gradient_checkpointing_changes_no_gradient(base, concept):
 def test_the_table_of_families_is_what_its_tool_counts():
     tool = Path(__file__).parents[1] / "tools" / "family_table.py"
     subprocess.run([sys.executable, tool, "--check"], check=True)
+
+
+def test_half_precision(pipeline, base, concept):
+    """Frozen weights in bfloat16, the autoencoder in float32, as `load_base` holds them."""
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module) and part is not pipeline.vae:
+            part.to(torch.bfloat16)
+    adapter = Infusion(max_train_steps=2, learning_rate=0.05).adapter(base, concept)
+    assert all(np.isfinite(now.loss) for now in train(base, adapter, concept, TrainingSettings(train_batch_size=2)))
+    assert {parameter.dtype for parameter in adapter.parameters()} == {torch.float32}
+    picture = generate(base, "a <my-cat>", [adapter], num_inference_steps=2)[0]
+    pipeline.vae.to(torch.bfloat16)
+    theirs = drawn(customize(pipeline, adapter), "a <my-cat>", 1, output_type="pil")[0]
+    assert picture.size == theirs.size == (base.size_px,) * 2
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sd-3", StableDiffusion3Img2ImgPipeline), ("flux", FluxImg2ImgPipeline)])
+def test_from_a_picture_with_joint_attention(name, kind, concept):
+    parts = {name: part for name, part in tiny(name).components.items() if "image_" not in name and "extr" not in name}
+    pipeline = kind(**parts)
+    pipeline.set_progress_bar_config(disable=True)
+    adapter = random_adapter(Base.from_pipeline(pipeline), concept)
+    start = {"image": [Image.new("RGB", (16, 16), "red")] * 2, "strength": 0.9, "height": 16, "width": 16}
+    plain = drawn(pipeline, ["a cat", "a dog"], 1, 2, **start)
+    images = drawn(customize(pipeline, adapter), ["a <my-cat>", "a dog"], 1, 2, **start)
+    assert np.array_equal(images[1], plain[1]) and not np.array_equal(images[0], plain[0])
