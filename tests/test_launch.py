@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from infusion.cli import app
 from infusion.errors import UserError
-from infusion.launch import accelerator_for
+from infusion.launch import processes
 from infusion.toybox.concepts import write_concept
 
 STEPS = ["--learning-rate", "0.05", "--max-train-steps", "3", "--train-batch-size", "4", "--device", "cpu"]
@@ -64,7 +64,7 @@ def test_losses_reach_a_tracker(folder, base_dir, tmp_path, monkeypatch):
 
 def test_unknown_trackers_are_refused():
     with pytest.raises(UserError, match=r'"tensorbord" is none of .*Did you mean "tensorboard"'):
-        accelerator_for("tensorbord", Path("logs"), None)
+        processes("tensorbord")
 
 
 def test_a_tracker_that_is_not_installed_is_named(folder, base_dir, tmp_path, monkeypatch):

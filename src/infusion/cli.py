@@ -26,13 +26,13 @@ from infusion.errors import UserError, all_at_once, nearest, noting
 from infusion.toybox.scene import FIRST_RESERVED_CONCEPT
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
     from PIL import Image
     from rich.console import Console
     from torch import Tensor
 
     from infusion.base import Base
     from infusion.concept import Concept
+    from infusion.launch import Processes
     from infusion.masks import SubjectMask
     from infusion.methods import Adapter
     from infusion.showcase import TrainingRecord
@@ -187,12 +187,12 @@ def train(
 ) -> None:
     """Learn one concept from a folder of pictures."""
     from infusion.files import check_writable
-    from infusion.launch import accelerator_for, start_trackers
+    from infusion.launch import processes
     from infusion.terminal import plain_console
 
     mistakes: list[str] = []
     with noting(mistakes):
-        accelerator = accelerator_for(report_to, Path("logs"), device)
+        together = processes(report_to, Path("logs"), device)
     with noting(mistakes):
         recipe, settings = _settings(context.params, set_ or [], config)
     with noting(mistakes):
@@ -215,10 +215,9 @@ def train(
         raise all_at_once(mistakes, "this command")
     assert output is not None
 
-    alone = accelerator is None or accelerator.num_processes == 1
-    if stop == "auto" and not alone:
+    if stop == "auto" and together.num > 1:
         raise UserError("--stop auto works in one process: leave it out, or train without accelerate launch.")
-    first = accelerator is None or accelerator.is_main_process
+    first = together.is_first
     console = plain_console(quiet=not first)
     for warning in concept.warnings if first else ():
         print(f"warning: {warning}", file=sys.stderr)
@@ -236,10 +235,8 @@ def train(
         console.print(f"Going on from {checkpoint}; --no-resume starts anew.")
     elif first:
         _remove(checkpoint, kept_path)
-    if accelerator and not alone:
-        accelerator.wait_for_everyone()
-        device = str(accelerator.device)
-    model = load_base_on(console, base, device, PRECISIONS[mixed_precision])
+    together.wait()
+    model = load_base_on(console, base, together.device or device, PRECISIONS[mixed_precision])
     if gradient_checkpointing:
         model.network.enable_gradient_checkpointing()
 
@@ -257,9 +254,7 @@ def train(
         rule = None
         if stop == "auto":
             rule = _stop_rule(console, model, concept, clip, encoder, kept_path)
-        start_trackers(
-            accelerator, {"method": recipe.name, **dataclasses.asdict(recipe), **dataclasses.asdict(settings)}
-        )
+        together.report({"method": recipe.name} | dataclasses.asdict(recipe) | dataclasses.asdict(settings))
         preview_steps = preview_steps if first else None
         record = _learn(
             console,
@@ -273,15 +268,14 @@ def train(
             preview_steps,
             rule,
             crop,
-            accelerator,
+            together,
         )
     except KeyboardInterrupt:
         resumable = f"What was learnt is kept in {checkpoint}; the same command goes on from there."
         console.print(f"Interrupted. {resumable if checkpoint.exists() else 'Nothing was learnt yet.'}")
         raise typer.Exit(_INTERRUPTED) from None
     finally:
-        if accelerator:
-            accelerator.end_training()
+        together.close()
     if not first:
         return
     used = dataclasses.asdict(settings) | {"mixed_precision": mixed_precision, "crop": crop}
@@ -592,7 +586,7 @@ def _learn(
     preview_steps: int | None,
     rule: "tuple[SelfCheck, Kept] | None",
     crop: str,
-    accelerator: "Accelerator | None",
+    together: "Processes",
 ) -> "TrainingRecord":
     """Train with a progress bar. KeyboardInterrupt, with a checkpoint written, when it was asked to stop."""
     from infusion.report import Preview, format_seconds
@@ -606,7 +600,7 @@ def _learn(
     recent: deque[float] = deque(maxlen=50)
     started = time.monotonic()
     prior = _class_latents(console, base, adapter)
-    training = train_steps(base, adapter, concept, settings, checkpoint, masks, prior, crop, accelerator)
+    training = train_steps(base, adapter, concept, settings, checkpoint, masks, prior, crop, together)
     steps = train_until_best(training, adapter, *rule) if rule else ((now, None) for now in training)
     kept = rule[1] if rule else None
     # Closing it writes the checkpoint.
@@ -623,22 +617,13 @@ def _learn(
             if check and kept:
                 found = f"learnt {check.learnt:.0%}, prompt followed {check.followed:.0%}"
                 console.print(f"Step {check.step}: {found}; best so far: step {kept.best.step}.")
-            if _any_of(accelerator, asked_to_stop()) and now.step < now.max_train_steps:
+            if together.any(asked_to_stop()) and now.step < now.max_train_steps:
                 raise KeyboardInterrupt
     if kept and kept.states:
         record.kept_step = kept.best.step
         console.print(f"Kept: step {kept.best.step} of {kept.checks[-1].step}, the best by its own pictures.")
     record.seconds = time.monotonic() - started
     return record
-
-
-def _any_of(accelerator: "Accelerator | None", said: bool) -> bool:
-    """Whether this or another process says so: all of them stop at the same step."""
-    if accelerator is None or accelerator.num_processes == 1:
-        return said
-    import torch
-
-    return bool(accelerator.reduce(torch.tensor(float(said), device=accelerator.device)).item())
 
 
 def _stop_rule(

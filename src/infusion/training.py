@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,14 +18,12 @@ from infusion.checkpoint import Checkpoint
 from infusion.concept import Concept
 from infusion.dataset import Batch, BucketedSet, TrainingSet, class_set, step_generator, training_set
 from infusion.errors import UserError
+from infusion.launch import Processes
 from infusion.masks import SubjectMask, subject_masks
 from infusion.methods import Adapter
 from infusion.pipeline import sample_prompts
 from infusion.prompts import class_prompt
 from infusion.settings import setting, validate
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 _HALF_PRECISION_LOSS_SCALE = 1024.0
 _LEARNING_RATE_SHARES = {
@@ -76,7 +74,7 @@ def train(
     masks: Sequence[SubjectMask] | None = None,
     class_latents: Tensor | None = None,
     crop: str = "square",
-    accelerator: "Accelerator | None" = None,
+    processes: Processes | None = None,
 ) -> Generator[Progress, None, None]:
     """Train `adapter` in place; yields after every optimiser step, so leaving the loop early stops training.
 
@@ -89,8 +87,8 @@ def train(
             with prior preservation.
         crop: "square" trains on the middle square of every picture; "buckets" lets pictures keep their shape, roughly:
             each is fitted to the nearest of some shapes with the square's area, and a batch is of one shape.
-        accelerator: of processes that share each batch, every one with its own copy of base and adapter; they learn
-            what one process alone would. The first of them writes the checkpoints. Its trackers are told every step.
+        processes: those that share each batch, every one with its own copy of base and adapter; they learn what one
+            alone would. The first writes the checkpoints; their tracker is told every step.
 
     Raises:
         UserError: the batch cannot be shared evenly; the checkpoint belongs to another training, or cannot be written;
@@ -110,7 +108,8 @@ def train(
     identity = _identity(base, adapter, concept, settings, prior, crop)
     checkpoint = Checkpoint(checkpoint_path, adapter, optimizer, identity)
     first_step = step = checkpoint.load()
-    share = _Share.of(accelerator, settings)
+    processes = processes or Processes()
+    rows = processes.rows(settings.train_batch_size)
     share_at = _LEARNING_RATE_SHARES[settings.lr_scheduler]
     images_per_step = settings.train_batch_size * settings.gradient_accumulation_steps
     started = time.monotonic()
@@ -118,7 +117,8 @@ def train(
     between_steps = True
     try:
         while step < method.max_train_steps:
-            loss = _gradients(base, adapter, data, prior, settings, step, share)
+            loss = processes.mean(_gradients(base, adapter, data, prior, settings, step, rows)).item()
+            _share(adapter, processes, step)
             factor = share_at(step / method.max_train_steps)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
@@ -128,47 +128,15 @@ def train(
             adapter.after_step(base)
             step += 1
             between_steps = True
-            if accelerator:
-                accelerator.log({"loss": loss, "learning_rate": rates[0] * factor}, step=step)
-            if step % settings.checkpointing_steps == 0 and share.is_first:
+            processes.log({"loss": loss, "learning_rate": rates[0] * factor}, step)
+            if step % settings.checkpointing_steps == 0 and processes.is_first:
                 checkpoint.save(step)
             seconds = (time.monotonic() - started) / (step - first_step)
             left = (method.max_train_steps - step) * seconds
             yield Progress(step, method.max_train_steps, loss, images_per_step / seconds, left)
     finally:
-        if between_steps and share.is_first:
+        if between_steps and processes.is_first:
             checkpoint.save(step)
-
-
-@dataclass(frozen=True)
-class _Share:
-    """Which rows of every batch this process computes: every `num`-th, from `first` on."""
-
-    first: int = 0
-    num: int = 1
-    accelerator: "Accelerator | None" = None
-
-    @classmethod
-    def of(cls, accelerator: "Accelerator | None", settings: TrainingSettings) -> "_Share":
-        if accelerator is None or accelerator.num_processes == 1:
-            return cls()
-        if settings.train_batch_size % accelerator.num_processes:
-            raise UserError(
-                f"train_batch_size = {settings.train_batch_size} cannot be shared by {accelerator.num_processes} "
-                "processes; give a multiple of their number."
-            )
-        return cls(accelerator.process_index, accelerator.num_processes, accelerator)
-
-    @property
-    def is_first(self) -> bool:
-        return self.first == 0
-
-    def rows(self, size: int) -> list[int]:
-        return list(range(self.first, size, self.num))
-
-    def mean(self, value: Tensor) -> Tensor:
-        """Over all processes."""
-        return value if self.accelerator is None else self.accelerator.reduce(value, "mean")
 
 
 def draw_class(base: Base, class_noun: str, num_images: int, **sampling: Any) -> Tensor:
@@ -194,13 +162,13 @@ def _gradients(
     prior: TrainingSet | None,
     settings: TrainingSettings,
     step: int,
-    share: _Share,
-) -> float:
-    """Backward passes of one optimiser step; returns its loss."""
+    rows: Sequence[int],
+) -> Tensor:
+    """Backward passes of one optimiser step, for some rows of its batches; returns their loss."""
     generator = step_generator(settings.seed, step)
     scale = _HALF_PRECISION_LOSS_SCALE if base.dtype == torch.float16 else 1.0
     method, size = adapter.method, settings.train_batch_size
-    total, rows = torch.zeros((), device=base.device), share.rows(size)
+    total = torch.zeros((), device=base.device)
     adapter.train()
     try:
         for _ in range(settings.gradient_accumulation_steps):
@@ -219,13 +187,24 @@ def _gradients(
         adapter.eval()  # whoever draws between two steps sees what will be drawn in the end
     for parameter in adapter.parameters():
         if parameter.grad is not None:
-            parameter.grad = share.mean(parameter.grad) / scale
+            parameter.grad /= scale
+    return total
+
+
+def _share(adapter: Adapter, processes: Processes, step: int) -> None:
+    """Give every process the gradients of the whole batch.
+
+    Raises:
+        Diverged: one is not a number.
+    """
+    for parameter in adapter.parameters():
+        if parameter.grad is not None:
+            parameter.grad = processes.mean(parameter.grad)
             if not parameter.grad.isfinite().all():
                 raise Diverged(
                     f"Training diverged at step {step + 1}: a gradient is not a number. Use a smaller learning rate, "
                     "or hold the base in another precision (bf16, or no)."
                 )
-    return share.mean(total).item()
 
 
 def denoising_loss(base: Base, denoiser: Denoiser, batch: Batch, masked: bool = True) -> Tensor:
