@@ -1,5 +1,7 @@
 """Concepts beside what else people put into a pipeline: in each case prompts without a concept stay what they were."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -211,6 +213,7 @@ def test_ten_concepts_a_hundred_times_leave_no_trace(pipe, base, concept):
     before = state()
     concepts = [random_adapter(base, replace(concept, name=f"cat-{n}")) for n in range(10)]
     wrapped = customize(pipe)
+    in_memory = num_tensors()
     for _ in range(100):
         for one in concepts:
             wrapped.load_infusion(one)
@@ -219,7 +222,7 @@ def test_ten_concepts_a_hundred_times_leave_no_trace(pipe, base, concept):
         wrapped.load_infusion(one)
     drawn(wrapped, "a <cat-0> and a <cat-9>", 1, num_inference_steps=1)
     wrapped.unload_infusion()
-    assert state() == before
+    assert state() == before and num_tensors() == in_memory
     assert tiny_tokenizer().get_vocab() == pipe.tokenizer.get_vocab()
 
 
@@ -282,3 +285,8 @@ def test_prompts_that_would_be_rewritten_are_refused(concept):
     wrapped = customize(pipeline, random_adapter(Base.from_pipeline(pipeline), concept))
     with pytest.raises(UserError, match="clean_caption"):
         wrapped("a <my-cat>", clean_caption=True)
+
+
+def num_tensors():
+    gc.collect()
+    return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
