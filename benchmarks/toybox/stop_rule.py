@@ -2,10 +2,11 @@
 
     python benchmarks/toybox/stop_rule.py benchmarks/toybox/full.toml -o benchmarks/toybox/full
 
-The rule watches with the toybox's encoders a, and ends a training as the command line does. What it keeps is judged by
-the encoders and judges b, on prompts that the rule does not draw and with other seeds, beside the last step and the
-step of the lowest training loss. The score is the harmonic mean of identity and facts. Individuals are not those of
-the benchmark. Results are kept one by one. Two processes share the work with --part 1/2 and --part 2/2.
+The rule watches with the toybox's encoders a, and ends a training as the command line does. Every step it looks at is
+also judged by the encoders and judges b, on prompts that the rule does not draw and with other seeds; what the rule
+keeps is held against the last step and the step of the lowest training loss. The score is the harmonic mean of identity
+and facts. Individuals are not those of the benchmark. Results are kept one by one. Two processes share the work with
+--part 1/2 and --part 2/2.
 """
 
 import argparse
@@ -72,7 +73,7 @@ def kept_by_the_rule(checks: Sequence[Check]) -> Check:
 
 
 def followed(shop: Workshop, row: Row, individual: Individual) -> dict[str, Any]:
-    """One training with its checks, and the judgement of the last step, the rule's and that of the lowest loss."""
+    """One training with its checks, and the judgement at each."""
     concept = concept_of(individual)
     rule = SelfCheck(shop.base, concept, load_clip("toybox-a"), load_image_encoder("toybox-a"))
     method = replace(row.method, max_train_steps=LONGER * row.method.max_train_steps)
@@ -80,30 +81,34 @@ def followed(shop: Workshop, row: Row, individual: Individual) -> dict[str, Any]
     prior = None
     if method.prior_preservation_weight:
         prior = shop.reference(individual.class_noun).prior_latents(method.num_class_images)
-    checks, states, losses = [], {}, []
+    checks, told, losses = [], {}, []
     for now in train(shop.base, adapter, concept, row.training, class_latents=prior):
         losses.append(now.loss)
         if now.step % EVERY == 0:
             checks.append(rule(adapter, now.step, sum(losses[-EVERY:]) / EVERY))
-            states[now.step] = {name: tensor.clone() for name, tensor in adapter.state_dict().items()}
-    steps = {
-        "last": checks[-1].step,
-        "auto": kept_by_the_rule(checks).step,
-        "lowest_loss": min(checks, key=lambda check: check.loss).step,
-    }
-    adapter.eval()
-    told = {}
-    for step in sorted(set(steps.values())):
-        adapter.load_state_dict(states[step])
-        told[step] = judged(shop, adapter, individual)
+            told[now.step] = judged(shop, adapter, individual)
     return {
         "row": row.name,
         "individual": individual.seed,
         "class_noun": individual.class_noun,
-        "steps": steps,
-        "judged": {name: told[step] for name, step in steps.items()},
         "checks": [asdict(check) for check in checks],
+        "judged": told,
     }
+
+
+def kept_steps(checks: Sequence[Check]) -> dict[str, int]:
+    """The step that every rule keeps."""
+    return {
+        "auto": kept_by_the_rule(checks).step,
+        "last": checks[-1].step,
+        "lowest_loss": min(checks, key=lambda check: check.loss).step,
+    }
+
+
+def scores(result: dict[str, Any]) -> dict[str, float]:
+    """The judged score of what every rule keeps of one training."""
+    steps = kept_steps([Check(**check) for check in result["checks"]])
+    return {rule: result["judged"][str(step)]["score"] for rule, step in steps.items()}
 
 
 def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -114,10 +119,7 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     rows = sorted({result["row"] for result in results})
     checks = []
     for other, words in OTHERS.items():
-        gains = {
-            (one["row"], one["individual"]): one["judged"]["auto"]["score"] - one["judged"][other]["score"]
-            for one in results
-        }
+        gains = {(one["row"], one["individual"]): scores(one)["auto"] - scores(one)[other] for one in results}
         individuals = sorted({individual for _, individual in gains})
         together = []
         for individual in individuals:
@@ -156,7 +158,8 @@ def main() -> None:
     part, parts = (int(number) for number in arguments.part.split("/"))
     wanted = {}
     for row, individual in [(row, one) for one in individuals for row in spec.rows]:
-        facts = [asdict(ground), asdict(row.method), asdict(row.training), asdict(spec.plan), asdict(individual)]
+        facts: list[Any] = [LONGER, EVERY, PROMPTS, asdict(ground), asdict(spec.plan), asdict(individual)]
+        facts += [asdict(row.method), asdict(row.training)]
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         wanted[arguments.output_dir / "stop_rule" / row.name / f"{individual.seed}-{key}.json"] = row, individual
     for path, (row, individual) in list(wanted.items())[part - 1 :: parts]:
@@ -164,8 +167,7 @@ def main() -> None:
             told = followed(shop, row, individual)
             with whole_file(path) as temporary:
                 temporary.write_text(json.dumps(told, indent=1) + "\n")
-            scores = {name: round(one["score"], 3) for name, one in told["judged"].items()}
-            print(row.name, individual.seed, told["steps"], scores, flush=True)
+            print(row.name, individual.seed, scores(json.loads(path.read_text())), flush=True)
     results = [json.loads(path.read_text()) for path in wanted if path.exists()]
     with whole_file(arguments.output_dir / "stop_rule.json") as temporary:
         temporary.write_text(json.dumps(summary(results), indent=1) + "\n")

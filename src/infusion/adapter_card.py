@@ -89,25 +89,25 @@ def describe(path: Path) -> Described:
 
 
 def read_evaluation(path: Path, described: Described) -> dict[str, Any]:
-    """The figures that `infusion evaluate` wrote of this adapter.
+    """The figures that `infusion audit` wrote of this adapter.
 
     Raises:
         UserError: the file cannot be read, is something else, or is of another adapter.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))["audits"][0]
         of = {name: found["adapter"][name] for name in _OF_ONE_ADAPTER}
         num_bytes = found["adapter"]["bytes"]
         figures = {name: _figure(row) for name, row in found["measures"].items()}
         told = len(found["plan"]["prompts"]), len(found["seeds"]), found["base"]["id"], found["witnesses"].items()
     except OSError as error:
         raise UserError(f"Cannot read the evaluation {path}: {error.strerror}.") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is no evaluation: give the JSON file that `infusion evaluate` writes.") from error
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UserError(f"{path} is no evaluation: give the JSON file that `infusion audit` writes.") from error
     if num_bytes != described.num_bytes or of != {name: described.about[name] for name in of}:
         raise UserError(
             f"{path} is the evaluation of another adapter, or of another training of {described.placeholder}: measure "
-            "this one, with `infusion evaluate`."
+            "this one, with `infusion audit`."
         )
     num_prompts, num_seeds, base, witnesses = told
     return {
@@ -168,8 +168,8 @@ def _results(evaluation: Mapping[str, Any]) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="text-to-image",
-            dataset_type="infusion-evaluate",
-            dataset_name=f"infusion evaluate, {evaluation['drawn']}",
+            dataset_type="infusion-audit",
+            dataset_name=f"infusion audit, {evaluation['drawn']}",
             dataset_args={"base": evaluation["base"], "witnesses": evaluation["witnesses"]},
             metric_type=name,
             metric_name=_label(name, figure),
@@ -271,7 +271,7 @@ def _measured(evaluation: Mapping[str, Any]) -> str:
     real = f" and {pictures} real pictures of it" if pictures else ""
     return f"""## What was measured
 
-By `infusion evaluate`: {evaluation["drawn"]}{real}, on the base
+By `infusion audit`: {evaluation["drawn"]}{real}, on the base
 {_code(evaluation["base"])}; looked at by {witnesses}. ↑ more is better, ↓ less is better.
 
 {answers}

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from infusion.cli_audit import audit
 from infusion.cli_hub import push
-from infusion.cli_measure import DEFAULT_CLIP, DEFAULT_ENCODER, benchmark, evaluate, load_base_on, report
+from infusion.cli_measure import DEFAULT_CLIP, DEFAULT_ENCODER, benchmark, load_base_on, report
 from infusion.cli_prepare import CropOption, SegmenterOption, find_masks, prepare
 from infusion.cli_toybox import toybox
 from infusion.errors import UserError, all_at_once, nearest, noting
@@ -447,8 +448,9 @@ def demo(
     console.print(f"The page: {page.resolve().as_uri()}")
 
 
-for _command in (prepare, evaluate, benchmark, report, push):
+for _command in (prepare, audit, benchmark, report, push):
     app.command()(_command)
+app.command("evaluate", hidden=True)(audit)
 
 
 # --- what is given ---

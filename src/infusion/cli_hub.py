@@ -22,7 +22,7 @@ def push(
     ] = None,
     evaluation: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="What `infusion evaluate` measured of it: its JSON file."),
+        typer.Option(metavar="FILE", help="What `infusion audit` measured of it: its JSON file."),
     ] = None,
     message: Annotated[str | None, typer.Option("--message", "-m", help="Of the commit.")] = None,
     dry_run: Annotated[

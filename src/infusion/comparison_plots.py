@@ -8,7 +8,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from matplotlib import style
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator
 
-from infusion.comparison import BASE, NOT_METHODS, NULL, Results
+from infusion.comparison import BASE, NOT_METHODS, NULL
 from infusion.intervals import Figure
 
 _WIDTH_IN, _HEIGHT_IN, _LEGEND_LINE_IN = 4.4, 3.3, 0.17
@@ -57,6 +57,18 @@ _LIGHT = _Inks("#182025", "#58646c", "#e1e6e8", "#a3174f", "#fafbfb")
 _DARK = _Inks("#e6eaec", "#97a3ab", "#283138", "#ff8fb3", "#101417")
 
 
+class Table(Protocol):
+    """Rows of measures: `Results` of a benchmark, or several audits. reference: the row that is drawn in colour."""
+
+    @property
+    def rows(self) -> Sequence[str]: ...
+
+    @property
+    def reference(self) -> str: ...
+
+    def figure(self, row: str, name: str) -> Figure | None: ...
+
+
 class _Overfitting(NamedTuple):
     """What stands on a plot's x axis. complement: one minus the measure; root: drawn on a square-root scale."""
 
@@ -70,7 +82,7 @@ class _Overfitting(NamedTuple):
         """Whether the row of other seeds is what finite samples alone give: so it is of a distance between pictures."""
         return self.name.startswith("w2_")
 
-    def figure(self, results: Results, row: str) -> Figure | None:
+    def figure(self, results: Table, row: str) -> Figure | None:
         figure = results.figure(row, self.name)
         if figure and self.complement:
             return Figure(1 - figure.value, 1 - figure.high, 1 - figure.low, figure.num)
@@ -99,10 +111,31 @@ class Plot(NamedTuple):
 _Places = Mapping[str, tuple[Figure, Figure]]  # row -> overfitting, identity
 
 
-def scatter_plots(results: Results) -> list[Plot]:
+def scatter_plots(results: Table) -> list[Plot]:
     """Small multiples: overfitting from left to right, identity from below; only those with two rows to show."""
     found = [(overfitting, _places(results, overfitting)) for overfitting in OVERFITTING]
     return [_plot(results, overfitting, places) for overfitting, places in found if len(places) > 1]
+
+
+def curve_plot(steps: Sequence[int], lines: Mapping[str, Sequence[float]], kept_step: int) -> Plot:
+    """What was read at every checkpoint of a run, up to three lines, from left to right; and the step to keep."""
+    light, dark = (_curve_svg(steps, lines, kept_step, inks) for inks in (_LIGHT, _DARK))
+    description = f"{', '.join(lines)} over {len(steps)} checkpoints; the one to keep is step {kept_step}."
+    return Plot(light, dark, round(96 * _WIDTH_IN), round(96 * _HEIGHT_IN), description)
+
+
+def _curve_svg(steps: Sequence[int], lines: Mapping[str, Sequence[float]], kept_step: int, inks: _Inks) -> str:
+    with style.context(["default", _STYLE, _in_inks(inks)]):
+        drawing = Drawing(figsize=(_WIDTH_IN, _HEIGHT_IN), layout="constrained")
+        axes = drawing.add_subplot(xlabel="training step →", ylabel="share →")
+        axes.axvline(kept_step, color=inks.concept, linewidth=1.2)
+        at: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "va": "top"}
+        axes.annotate(f"keep step {kept_step}", (kept_step, 1), (3, -3), color=inks.concept, **at)
+        for (name, values), (shape, dashes) in zip(lines.items(), (("o", ":"), ("s", "--"), ("D", "-")), strict=False):
+            look: dict[str, Any] = {"marker": shape, "linestyle": dashes, "markersize": 4, "linewidth": 1}
+            axes.plot(steps, values, color=inks.ink, label=name, **look)
+        drawing.legend(loc="outside lower center", ncols=3, frameon=False)
+        return _as_address(drawing)
 
 
 def pareto_front(places: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -122,12 +155,12 @@ def marker(rows: Sequence[str], row: str) -> tuple[str, str]:
     return _SHAPES[place], _FILLS[turn % len(_FILLS)]
 
 
-def _places(results: Results, overfitting: _Overfitting) -> _Places:
+def _places(results: Table, overfitting: _Overfitting) -> _Places:
     found = {row: (overfitting.figure(results, row), results.figure(row, "identity")) for row in results.rows}
     return {row: (x, y) for row, (x, y) in found.items() if x and y}
 
 
-def _plot(results: Results, overfitting: _Overfitting, places: _Places) -> Plot:
+def _plot(results: Table, overfitting: _Overfitting, places: _Places) -> Plot:
     front = pareto_front({row: (x.value, y.value) for row, (x, y) in places.items() if row != NULL})
     height = _HEIGHT_IN + _LEGEND_LINE_IN * math.ceil(len(places) / _LEGEND_COLUMNS)
     light, dark = (_svg(results, overfitting, places, front, height, inks) for inks in (_LIGHT, _DARK))
@@ -136,10 +169,9 @@ def _plot(results: Results, overfitting: _Overfitting, places: _Places) -> Plot:
 
 
 def _svg(
-    results: Results, overfitting: _Overfitting, places: _Places, front: Sequence[str], height: float, inks: _Inks
+    results: Table, overfitting: _Overfitting, places: _Places, front: Sequence[str], height: float, inks: _Inks
 ) -> str:
     """One plot in one page's inks, as a `data:` address."""
-    stored = io.BytesIO()
     with style.context(["default", _STYLE, _in_inks(inks)]):
         drawing = Drawing(figsize=(_WIDTH_IN, height), layout="constrained")
         axes = drawing.add_subplot(xlabel=f"{overfitting.label} →", ylabel="identity →")
@@ -149,7 +181,13 @@ def _svg(
             _scale_by_root(axes)
         legend = drawing.legend(loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=False)
         _draw_names(legend, results.reference, front, inks)
-        drawing.savefig(stored, format="svg", transparent=True, metadata={"Date": None})
+        return _as_address(drawing)
+
+
+def _as_address(drawing: Drawing) -> str:
+    """A drawing as a `data:` address."""
+    stored = io.BytesIO()
+    drawing.savefig(stored, format="svg", transparent=True, metadata={"Date": None})
     return f"data:image/svg+xml;base64,{base64.b64encode(stored.getvalue()).decode('ascii')}"
 
 
@@ -183,7 +221,7 @@ def _draw_known(axes: Axes, chance: Figure | None, inks: _Inks) -> None:
         axes.axvline(chance.value, color=inks.soft, linestyle=":", linewidth=1)
 
 
-def _draw_rows(axes: Axes, results: Results, places: _Places, front: Sequence[str], inks: _Inks) -> None:
+def _draw_rows(axes: Axes, results: Table, places: _Places, front: Sequence[str], inks: _Inks) -> None:
     """The front as a stair, then every row with its intervals."""
     xs, ys = zip(*((places[row][0].value, places[row][1].value) for row in front), strict=True)
     axes.step(xs, ys, where="post", color=inks.ink, linestyle="--", linewidth=1)

@@ -1,5 +1,6 @@
 """A base, an adapter, its concept's pictures -> every measure of what was learnt and of what was broken."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +16,13 @@ from torch import Tensor
 from infusion import metrics
 from infusion.base import Base, Conditioning
 from infusion.base.cross_attention import cross_attentions
+from infusion.base.customization import Named
 from infusion.encoders import Clip, ImageEncoder
 from infusion.errors import UserError
 from infusion.files import whole_file
 from infusion.intervals import Figure, jackknife, mean
 from infusion.latents import decode_latents
 from infusion.masks import attention_masks
-from infusion.methods import Adapter
 from infusion.metrics import Probe
 from infusion.pipeline import sample_prompts
 from infusion.prompts import class_prompt
@@ -32,6 +33,7 @@ from infusion.toybox.judges import Judges
 _NULL_SEEDS = 1000  # away from the seeds that are compared
 _CLASS_SEEDS = 2000
 _PRIOR_SEEDS = 3000
+LATENTS_NAME = "latents.safetensors"
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def draw(
     plan: Plan,
     texts: Sequence[str],
     seeds: Sequence[int],
-    adapters: Sequence[Adapter] = (),
+    adapters: Sequence[Named] = (),
     report: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Latents [N, C, H, W] of every text with every seed, in few steps.
@@ -233,11 +235,16 @@ class Reference:
         latents = self._kept(name, lambda: draw(self.base, self.plan, texts, seeds, report=self.report))
         return pictures(self.base, latents)
 
+    def kept_path(self, name: str) -> Path:
+        """Where something drawn is kept."""
+        assert self.folder is not None
+        return self.folder / f"{name}.safetensors"
+
     def _kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """What `make` makes, or made before."""
         if self.folder is None:
             return make()
-        path = self.folder / f"{name}.safetensors"
+        path = self.kept_path(name)
         if not path.exists():
             tensor = make()
             with whole_file(path) as temporary:
@@ -277,10 +284,10 @@ class Reference:
             metrics.stratified_timesteps(schedule, probe, steps, seed=0),
         )
 
-    def told(self, texts: Sequence[str], words: Mapping[str, str]) -> Conditioning:
-        """The conditioning of a probe's latents: each text as often as it has latents."""
+    def told(self, texts: Sequence[str], words: Mapping[str, str], base: Base | None = None) -> Conditioning:
+        """The conditioning of a probe's latents, by `base` or another model: each text as often as it has latents."""
         num = self.plan.drawing.latents_per_prompt
-        return self.base.encode(texts, words).rows([row for row in range(len(texts)) for _ in range(num)])
+        return (base or self.base).encode(texts, words).rows([row for row in range(len(texts)) for _ in range(num)])
 
 
 @dataclass(frozen=True)
@@ -392,14 +399,15 @@ class Drawn:
     seconds_per_image: float | None = None
 
 
-def drawn_with(reference: Reference, adapter: Adapter, folder: Path | None = None) -> Drawn:
+def drawn_with(reference: Reference, adapter: Named, folder: Path | None = None, base: Base | None = None) -> Drawn:
     """Everything that an adapter is asked to draw.
 
     Args:
         folder: where the latents are kept, and taken from where they are there already.
+        base: what the adapter is laid on, where that is not the reference's: a model that another tool customized.
     """
-    base, plan, name = reference.base, reference.plan, f"<{adapter.concept_name}>"
-    path = folder / "latents.safetensors" if folder else None
+    base, plan, name = base or reference.base, reference.plan, f"<{adapter.concept_name}>"
+    path = folder / LATENTS_NAME if folder else None
     if path is None or not path.exists():
         started = time.process_time()
         latents = draw(base, plan, reference.texts(name), range(plan.drawing.num_seeds), [adapter], reference.report)
@@ -420,36 +428,49 @@ class Evaluation:
     """All measures of one customized model by name, and what was drawn.
 
     measures: with intervals over prompts; those that the witnesses or the pictures given cannot tell are left out.
-    score: [N], how good each picture is: the mean of identity and facts, in [0, 1].
+    score: [N], how good each picture is: the mean of identity and facts, in [0, 1]. nearest: the training picture that
+    each is most like; None without training pictures. never_nearer: the most that other real pictures are like one.
     """
 
     measures: dict[str, Figure]
     drawn: Drawn
     score: Tensor
+    nearest: metrics.Nearest | None = None
+    never_nearer: float = math.inf
 
 
 def evaluate(
-    reference: Reference, adapter: Adapter | None, real: ConceptPictures | None, drawn: Drawn | None = None
+    reference: Reference,
+    adapter: Named | None,
+    real: ConceptPictures | None,
+    drawn: Drawn | None = None,
+    base: Base | None = None,
 ) -> Evaluation:
     """Draw with an adapter and measure; with None, the base itself with the class noun in the concept's place.
 
     Args:
         real: pictures of the concept; without them identity, copies and collapse are not measured.
         drawn: pictures that were drawn already.
+        base: what the adapter is laid on, where that is not the reference's: a model that another tool customized.
     """
     if drawn is None:
-        drawn = drawn_with(reference, adapter) if adapter else Drawn(reference.images, reference.class_images)
+        drawn = (
+            drawn_with(reference, adapter, base=base) if adapter else Drawn(reference.images, reference.class_images)
+        )
     features, prompt_of = Features.of(reference, drawn.images), reference.plan.prompt_of
     measures, satisfied = prompts_kept(reference, drawn.images)
-    score = satisfied
+    score, nearest, never_nearer = satisfied, None, math.inf
     if real:
+        clip = reference.witnesses.clip
         found, identity = learnt(reference, real, drawn)
-        measures |= found | _copied(reference, real, drawn.images)
+        nearest = metrics.nearest_reference(clip, drawn.images, real.training)
+        never_nearer = real.never_nearer(clip)
+        measures |= found | _copied(reference, real, drawn.images, nearest.cosine > never_nearer)
         score = satisfied if identity is None else (identity.clamp(0, 1) + satisfied) / 2
     measures["subject_found"] = _over_prompts(features.subject_found, prompt_of)
     measures |= wasserstein(reference.features, features, prompt_of)
-    measures |= _class_kept(reference, drawn.class_images) | _divergences(reference, adapter)
-    return Evaluation(measures, drawn, score)
+    measures |= _class_kept(reference, drawn.class_images) | _divergences(reference, adapter, base)
+    return Evaluation(measures, drawn, score, nearest, never_nearer)
 
 
 def _over_prompts(values: Tensor, prompt_of: np.ndarray) -> Figure:
@@ -500,11 +521,10 @@ def learnt(reference: Reference, real: ConceptPictures, drawn: Drawn) -> tuple[d
     return measures, identity
 
 
-def _copied(reference: Reference, real: ConceptPictures, images: Tensor) -> dict[str, Figure]:
+def _copied(reference: Reference, real: ConceptPictures, images: Tensor, copies: Tensor) -> dict[str, Figure]:
     """Collapse onto the training pictures, and the share of pictures nearer to one than real other pictures are."""
     clip, prompt_of = reference.witnesses.clip, reference.plan.prompt_of
     own, base, training = (clip.encode_images(some) for some in (images, reference.images, real.training))
-    copies = metrics.nearest_reference(clip, images, real.training).cosine > real.never_nearer(clip)
     return {
         "collapse": metrics.over_prompts(
             lambda rows: metrics.collapse_ratio(own[rows], base[rows], training), prompt_of
@@ -521,23 +541,23 @@ def _class_kept(reference: Reference, class_images: Tensor) -> dict[str, Figure]
     return {"class_diversity": ratio}
 
 
-def _divergences(reference: Reference, adapter: Adapter | None) -> dict[str, Figure]:
+def _divergences(reference: Reference, adapter: Named | None, base: Base | None) -> dict[str, Figure]:
     """The latent Fisher divergence on every set of prompts; S4 names the concept, and looks outside the subject."""
-    base, steps = reference.base, reference.plan.drawing.num_timesteps
+    base, steps = base or reference.base, reference.plan.drawing.num_timesteps
     adapters = [adapter] if adapter else []
     measures = {}
     for name, probed in reference.probes.items():
-        conditioning = reference.told(probed.texts, {})
+        conditioning = reference.told(probed.texts, {}, base)
         if adapter and name == "s4":
             texts = reference.texts(f"<{adapter.concept_name}>")
-            conditioning = reference.told(texts, {adapter.concept_name: adapter.words})
+            conditioning = reference.told(texts, {adapter.concept_name: adapter.words}, base)
         with base.customized(*adapters) as denoiser:
             # Another batch size than the reference's: what rounding alone makes shows in the base's own row.
             eps = metrics.eps_predictions(
                 denoiser, base.noise_schedule, probed.probe, conditioning, steps, batch_size=16
             )
         found = metrics.latent_fisher_divergence(
-            probed.eps_0, eps, probed.eps_empty, probed.probe, base.noise_schedule, probed.timesteps
+            probed.eps_0, eps, probed.eps_empty, probed.probe, reference.base.noise_schedule, probed.timesteps
         )
         for kind, figure in found.figures().items():
             measures[f"lfd_{name}" if kind == "eps" else f"lfd_{name}_{kind}"] = figure

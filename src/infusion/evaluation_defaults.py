@@ -107,13 +107,6 @@ def _says(text: str, words: str) -> bool:
     return re.search(rf"\b{re.escape(words)}\b", text, re.IGNORECASE) is not None
 
 
-def num_pictures(plan: Plan) -> int:
-    """How many pictures an evaluation draws: the concept, the base twice, the class twice, and those of the probes."""
-    probes = len(plan.unrelated) + len(plan.siblings) + len(plan.prompts)
-    drawing = plan.drawing
-    return 3 * len(plan.prompt_of) + 2 * drawing.num_class_pictures + probes * drawing.latents_per_prompt
-
-
 # ------------------------------------------------------------------------------------------------- a file of prompts
 
 

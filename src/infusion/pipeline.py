@@ -10,9 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from infusion.base import Base
+from infusion.base.customization import Named
 from infusion.errors import UserError
 from infusion.latents import decode_latents
-from infusion.methods import Adapter, together
+from infusion.methods import together
 from infusion.prompts import parse_prompt
 from infusion.sampling import sample, seeded_noise
 
@@ -20,7 +21,7 @@ from infusion.sampling import sample, seeded_noise
 def generate(
     base: Base,
     prompts: str | Sequence[str],
-    adapters: Sequence[Adapter] = (),
+    adapters: Sequence[Named] = (),
     seeds: Sequence[int] = (0,),
     **settings: Any,
 ) -> list[Image.Image]:
@@ -35,7 +36,7 @@ def generate(
 def sample_prompts(
     base: Base,
     prompts: str | Sequence[str],
-    adapters: Sequence[Adapter] = (),
+    adapters: Sequence[Named] = (),
     seeds: Sequence[int] = (0,),
     *,
     negative_prompt: str = "",

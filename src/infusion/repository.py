@@ -31,7 +31,7 @@ def push_adapter(
         repo_id: `user/repo`; made where there is none.
         pictures: files, or folders of files, that the card shows. They are written anew, with nothing in them but the
             prompt and the seed that `infusion generate` wrote.
-        evaluation: the JSON file that `infusion evaluate` wrote of this adapter.
+        evaluation: the JSON file that `infusion audit` wrote of this adapter.
         private: whether the repository, if it is new, is for its owner only.
         message: of the commit.
 

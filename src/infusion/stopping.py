@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from infusion.base import Base
+from infusion.base.customization import Named
 from infusion.concept import Concept
 from infusion.encoders import Clip, ImageEncoder
 from infusion.errors import UserError
@@ -81,16 +82,18 @@ class SelfCheck:
         self.ceiling = _among_themselves(self.training)
         self.told = self._told(plain)
 
-    def __call__(self, adapter: Adapter, step: int, loss: float) -> Check:
-        images = self._drawn(f"<{adapter.concept_name}>", adapter)
+    def __call__(self, adapter: Named, step: int, loss: float, base: Base | None = None) -> Check:
+        """base: what the adapter is laid on, where that is another model."""
+        images = self._drawn(f"<{adapter.concept_name}>", base, adapter)
         learnt = (self._likeness(images) - self.floor) / max(self.ceiling - self.floor, 1e-6)
         return Check(step, learnt, self._told(images) / self.told, loss)
 
-    def _drawn(self, name: str, *adapters: Adapter) -> Tensor:
-        scheduler = few_step_scheduler(self.base)
+    def _drawn(self, name: str, base: Base | None = None, *adapters: Named) -> Tensor:
+        base = base or self.base
+        scheduler = few_step_scheduler(base)
         texts = [prompt.format(name) for prompt in PROMPTS]
-        batches = sample_prompts(self.base, texts, adapters, _SEEDS, scheduler=scheduler, **_SAMPLING)
-        return _pictures([image for latents in batches for image in decode_latents(self.base, latents)])
+        batches = sample_prompts(base, texts, adapters, _SEEDS, scheduler=scheduler, **_SAMPLING)
+        return _pictures([image for latents in batches for image in decode_latents(base, latents)])
 
     def _likeness(self, images: Tensor) -> float:
         return (self.encoder.encode_images(images) @ self.training.T).mean().item()

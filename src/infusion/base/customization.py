@@ -64,6 +64,29 @@ class Customization(Protocol):
         ...
 
 
+class Named(Customization, Protocol):
+    """A customization whose concept prompts can name: an adapter, or `Words`."""
+
+    @property
+    def words(self) -> str:
+        """What the text model reads where a prompt names the concept."""
+        ...
+
+
+@dataclass
+class Words:
+    """The words by which a model customized already knows a concept, such as "sks cat": nothing is laid on it."""
+
+    words: str
+    concept_name: str = "concept"
+
+    def check_fits(self, base: "Base") -> None:
+        """It fits every base."""
+
+    def edits(self, base: "Base") -> Sequence[Edit]:
+        return ()
+
+
 class Customized:
     """A base under edits; a `Denoiser`. streams and texts are None where no edit needs them."""
 

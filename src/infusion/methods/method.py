@@ -142,8 +142,8 @@ class PriorPreservingMethod(RareTokenMethod):
     )
 
 
-def together(base: Base, adapters: Sequence[Adapter]) -> Sequence[Adapter]:
-    """Adapters for one prompt, as their method composes them.
+def together(base: Base, adapters: Sequence[Any]) -> Sequence[Any]:
+    """Adapters for one prompt, as their method composes them; whatever stands alone, as it is.
 
     Raises:
         UserError: they are of several methods, or of one that cannot compose.

@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image, ImageStat
 
+from infusion.audit_page import render_audit, write_audit
 from infusion.evaluation import Drawing, Drawn, Evaluation, Plan, Wanted
-from infusion.evaluation_page import Evaluated, answers, render_evaluation, to_json, write_evaluation
 from infusion.intervals import Figure
 from infusion.measures import NOTES
+from infusion.verdict import Audited, answers, to_json
 
 UNMOVED = {f"lfd_s{n}{kind}": Figure(0.0, 0.0, 0.0, 2) for n in (1, 2, 3) for kind in ("", "_relative", "_kl")}
 MEASURED = UNMOVED | {
@@ -36,14 +37,14 @@ MEASURED = UNMOVED | {
 QUESTIONS = ("learnt", "followed", "leaked", "moved", "confined", "copied")
 
 
-def evaluated(pictures: bool = True, base_facts: float = 0.9, **changed: Figure | None) -> Evaluated:
+def evaluated(pictures: bool = True, base_facts: float = 0.9, **changed: Figure | None) -> Audited:
     """An evaluation with some of its measures changed, or left out."""
     measures = {name: figure for name, figure in (MEASURED | changed).items() if figure}
     if not pictures:
         measures = {k: v for k, v in measures.items() if k not in ("identity", "copied", "collapse", "class_leak")}
     images = torch.linspace(0, 1, 4)[:, None, None, None].expand(4, 3, 8, 8)
     base = MEASURED | {"identity": Figure(2.8e-8, 0, 0, 2), "facts": Figure(base_facts, base_facts, base_facts, 2)}
-    return Evaluated(
+    return Audited(
         about={
             "concept_name": "my-cat",
             "class_noun": "cat",
@@ -67,11 +68,11 @@ def evaluated(pictures: bool = True, base_facts: float = 0.9, **changed: Figure 
     )
 
 
-def words(found: Evaluated) -> dict[str, str]:
+def words(found: Audited) -> dict[str, str]:
     return dict(zip(QUESTIONS, (answer.word for answer in answers(found)), strict=True))
 
 
-def sentence(found: Evaluated, question: str) -> str:
+def sentence(found: Audited, question: str) -> str:
     return answers(found)[QUESTIONS.index(question)].sentence
 
 
@@ -80,13 +81,17 @@ def test_a_concept_that_is_learnt_and_breaks_nothing():
         "learnt": "Yes",
         "followed": "Yes",
         "leaked": "No",
-        "moved": "No",
+        "moved": "Only around the concept",
         "confined": "As far as can be seen",
         "copied": "None seen",
     }
     assert "0.600 (0.500 to 0.700)" in sentence(evaluated(), "learnt")
-    assert "S1 is 0, S2 is 0." in sentence(evaluated(), "moved")
-    assert "2.00% of what the prompt itself changes" in sentence(evaluated(), "confined")
+    assert "S2 is 0, S3 is 0." in sentence(evaluated(), "leaked")
+    assert "S1 is 0; around the concept, outside the subject, predictions moved by 2.00%" in sentence(
+        evaluated(), "moved"
+    )
+    unmoved = Figure(0.0, 0.0, 0.0, 2)
+    assert words(evaluated(lfd_s4=unmoved, lfd_s4_relative=unmoved))["moved"] == "No"
     shown = (
         "As far as these pictures show, background, layout and style differ no more from the base model’s than one draw"
     )
@@ -130,7 +135,7 @@ def test_what_broke_is_said():
         lfd_s1=moved, lfd_s2=moved, lfd_s3=moved, lfd_s1_relative=near, lfd_s2_relative=far, lfd_s3_relative=far
     )
     assert words(broken)["moved"] == "Yes" and words(broken)["leaked"] == "No sign"
-    assert "moved by 50.0% of what" in sentence(broken, "moved") and "15.3 times that" in sentence(broken, "moved")
+    assert "moved by 50.0% of what" in sentence(broken, "moved") and "15.3 times that" in sentence(broken, "leaked")
     for name, figure in (("class_leak", near), ("class_diversity", near)):
         leaked = replace(broken, own=replace(broken.own, measures=broken.own.measures | {name: figure}))
         assert words(leaked)["leaked"] == "Yes"
@@ -143,7 +148,7 @@ def test_what_broke_is_said():
 def test_pictures_that_make_no_scale_are_told_from_none():
     alike = evaluated(identity=None, class_leak=None)
     assert words(alike)["learnt"] == "Not measured" and "too alike to make a scale" in sentence(alike, "learnt")
-    html = render_evaluation(alike)
+    html = render_audit(alike)
     assert "too alike to make a scale" in html and "None were given" not in html and "mean of identity" not in html
     parts = {f"w2_{part}": None for part in ("background", "layout", "style")}
     assert words(evaluated(**parts))["confined"] == "Not measured"
@@ -156,13 +161,13 @@ def test_without_pictures_the_page_says_what_they_would_add():
     found = evaluated(pictures=False)
     assert words(found)["learnt"] == words(found)["copied"] == "Not measured"
     assert "--pictures FOLDER" in sentence(found, "learnt")
-    html = render_evaluation(found)
+    html = render_audit(found)
     assert "adds whether it was learnt" in html and "Real picture 1" not in html
     assert json.loads(to_json(found))["num_pictures"] == 0
 
 
 def test_the_page_is_one_file_and_escapes_what_is_typed():
-    html = render_evaluation(evaluated())
+    html = render_audit(evaluated())
     addresses = re.findall(r"""\s(?:src|href|action|data|poster)\s*=\s*["']?([^"'\s>]*)""", html)
     assert addresses and all(address.startswith("data:") for address in addresses)
     assert "http" not in html.replace("http-equiv", "") and "<script" not in html and "default-src 'none'" in html
@@ -170,7 +175,7 @@ def test_the_page_is_one_file_and_escapes_what_is_typed():
 
 
 def test_every_figure_is_on_the_page_with_what_it_is_held_against():
-    html = render_evaluation(evaluated())
+    html = render_audit(evaluated())
     assert "base model 0, real pictures 1" in html and "other seeds 0.250" in html and "0.100 to 0.300" in html
     assert (
         html.count('<dl class="measured">') == 7
@@ -183,7 +188,7 @@ def test_every_figure_is_on_the_page_with_what_it_is_held_against():
 
 
 def test_pictures_stand_worst_first_then_best():
-    html = render_evaluation(evaluated())
+    html = render_audit(evaluated())
     scores = re.findall(r"seed (\d), score ([\d.]+)", html)
     worst_best = [("1", "0.10"), ("0", "0.50"), ("0", "0.90"), ("1", "0.70")]
     assert scores == [*worst_best, ("0", "0.90"), ("0", "0.50")]
@@ -217,5 +222,5 @@ def test_json_has_every_figure():
 
 
 def test_the_page_is_written_whole(tmp_path):
-    write_evaluation(evaluated(), tmp_path / "deep" / "page.html")
+    write_audit(evaluated(), tmp_path / "deep" / "page.html")
     assert (tmp_path / "deep" / "page.html").read_text().rstrip().endswith("</html>")

@@ -1,0 +1,91 @@
+"""The untouched base, audited against itself with other seeds, 40 times -> does any axis cry wolf?
+
+    python benchmarks/audit/validity.py -o benchmarks/audit/validity.json
+
+Ten classes, four repeats each: the base's pictures of the plain class noun, of seeds of their own, stand where those of
+a customized model would. Real pictures are of an individual that the base has never seen. A repeat is silent where no
+answer says that something was learnt, leaked, moved, left its place or was copied. Repeats are kept one by one.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from infusion.base import load_base
+from infusion.benchmark import Individual, concept_of, witnesses_of
+from infusion.evaluation import ConceptPictures, Drawn, Reference, draw, evaluate, pictures, to_tensor
+from infusion.evaluation_defaults import plan_for
+from infusion.files import whole_file
+from infusion.intervals import share
+from infusion.terminal import no_loading_bars
+from infusion.toybox.scene import CLASSES
+from infusion.verdict import ALARMS, Audited, answers
+
+FIRST_INDIVIDUAL = 42_000
+SEEDS_APART = 5_000
+
+
+def repeat(number: int, folder: Path) -> dict[str, Any]:
+    """One audit of the base by itself."""
+    class_noun = list(CLASSES)[number % 10]
+    base = load_base()
+    base.freeze()
+    plan = plan_for(class_noun, toybox=True, quick=False)
+    reference = Reference(base, class_noun, plan, witnesses_of("b"), folder=folder / class_noun.replace(" ", "-"))
+    first = SEEDS_APART * (number + 1)
+    seeds = range(first, first + plan.drawing.num_seeds)
+    of_class = range(first + 1000, first + 1000 + plan.drawing.num_class_pictures)
+    drawn = Drawn(
+        pictures(base, draw(base, plan, reference.texts(class_noun), seeds)),
+        pictures(base, draw(base, plan, [reference.class_text], of_class)),
+    )
+    training = list(concept_of(Individual(FIRST_INDIVIDUAL + number, class_noun)).images)
+    real = ConceptPictures(to_tensor(training))
+    found = Audited(
+        name=f"base {number}",
+        about={"concept_name": "base", "class_noun": class_noun, "words": class_noun, "method": "none"},
+        file_name="",
+        file_bytes=0,
+        num_parameters=0,
+        base=base.id,
+        plan=plan,
+        own=evaluate(reference, None, real, drawn),
+        untouched=evaluate(reference, None, real),
+        nulls=reference.nulls,
+        training=training,
+        witnesses={"clip": "toybox-b", "encoder": "toybox-b", "judges": "b"},
+        seconds=0.0,
+    )
+    told = {answer.axis or "prompts": answer.word for answer in answers(found)}
+    return {
+        "class_noun": class_noun,
+        "first_seed": first,
+        "answers": told,
+        "alarms": [axis for axis, word in told.items() if word in ALARMS],
+        "measures": {name: figure._asdict() for name, figure in found.own.measures.items()},
+        "nulls": found.nulls,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--work-dir", type=Path, default=Path("audit-validity-work"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    no_loading_bars()
+    told = json.loads(arguments.output.read_text())["repeats"] if arguments.output.exists() else []
+    for number in range(len(told), arguments.repeats):
+        told.append(repeat(number, arguments.work_dir))
+        print(number, told[-1]["class_noun"], told[-1]["answers"], flush=True)
+        silent = share([not one["alarms"] for one in told])
+        with whole_file(arguments.output) as temporary:
+            temporary.write_text(json.dumps({"silent": silent._asdict(), "repeats": told}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
