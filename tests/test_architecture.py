@@ -19,7 +19,7 @@ ROWS = [
     {"report", "pipeline", "customized_pipeline", "comparison", "comparison_page", "comparison_plots"},
     {"checkpoint", "dataset", "sampling", "adapter_file", "masks"},
     {"metrics"},
-    {"methods", "latents", "crop"},
+    {"methods", "foreign", "latents", "crop"},
     {"base"},
     {"segmenter"},
     {"prompts", "encoders", "judging", "model_card"},
