@@ -22,7 +22,7 @@ ROWS = [
     {"foreign"},
     {"checkpoint", "dataset", "sampling", "adapter_file", "masks"},
     {"metrics"},
-    {"methods", "latents", "crop"},
+    {"methods", "foreign", "latents", "crop"},
     {"base"},
     {"segmenter"},
     {"prompts", "encoders", "judging", "model_card"},
