@@ -33,7 +33,7 @@ def saved(base, adapter, tmp_path):
 
 
 def evaluation_of(path, **changes) -> dict:
-    """What `infusion evaluate` writes, as far as a card reads it."""
+    """What `infusion audit` writes, for one,, as far as a card reads it."""
     about = describe(path).about
     names = ("concept_name", "class_noun", "method", "settings", "training")
     of = {"file": path.name, "bytes": path.stat().st_size, **{name: about[name] for name in names}}
@@ -52,7 +52,7 @@ def evaluation_of(path, **changes) -> dict:
 @pytest.fixture
 def evaluation(saved, tmp_path):
     path = tmp_path / "evaluation.json"
-    path.write_text(json.dumps(evaluation_of(saved)))
+    path.write_text(json.dumps({"audits": [evaluation_of(saved)]}))
     return read_evaluation(path, describe(saved))
 
 
@@ -110,9 +110,8 @@ def test_the_text_tells_what_the_file_tells(saved):
 def test_where_a_folder_lies_is_told_to_nobody(base, adapter, tmp_path):
     save_adapter(adapter, tmp_path / "my-cat.safetensors", base)
     described = describe(tmp_path / "my-cat.safetensors")
-    (tmp_path / "e.json").write_text(
-        json.dumps(evaluation_of(tmp_path / "my-cat.safetensors") | {"base": {"id": base.id}})
-    )
+    whole = evaluation_of(tmp_path / "my-cat.safetensors") | {"base": {"id": base.id}}
+    (tmp_path / "e.json").write_text(json.dumps({"audits": [whole]}))
     text = card(described, "user/my-cat", (), read_evaluation(tmp_path / "e.json", described))
     assert str(tmp_path.parent) not in text and "/home/me" not in text
     assert "base_model" not in metadata(text) and "`tiny`" in text
@@ -136,7 +135,7 @@ def test_a_card_of_every_method(base, concept, tmp_path, name):
     [
         ("{", "is no evaluation"),
         ("[]", "is no evaluation"),
-        ('{"adapter": {}}', "is no evaluation"),
+        ('{"audits": [{"adapter": {}}]}', "is no evaluation"),
         ({"measures": {"identity": {"value": "high", "low": 0, "high": 1, "num": 2}}}, "is no evaluation"),
         ({"measures": {"identity": 3}}, "is no evaluation"),
         ({"bytes": 1}, "of another adapter"),
@@ -149,7 +148,8 @@ def test_what_is_no_evaluation_of_this_adapter(saved, tmp_path, content, told):
     path = tmp_path / "e.json"
     if isinstance(content, dict):
         whole = evaluation_of(saved, **{key: value for key, value in content.items() if key != "measures"})
-        content = json.dumps(whole | {key: value for key, value in content.items() if key == "measures"})
+        whole |= {key: value for key, value in content.items() if key == "measures"}
+        content = json.dumps({"audits": [whole]})
     if content is not None:
         path.write_text(content)
     with pytest.raises(UserError, match=told):

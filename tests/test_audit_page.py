@@ -45,6 +45,7 @@ def evaluated(pictures: bool = True, base_facts: float = 0.9, **changed: Figure 
     images = torch.linspace(0, 1, 4)[:, None, None, None].expand(4, 3, 8, 8)
     base = MEASURED | {"identity": Figure(2.8e-8, 0, 0, 2), "facts": Figure(base_facts, base_facts, base_facts, 2)}
     return Audited(
+        name="my-cat",
         about={
             "concept_name": "my-cat",
             "class_noun": "cat",
@@ -163,7 +164,7 @@ def test_without_pictures_the_page_says_what_they_would_add():
     assert "--pictures FOLDER" in sentence(found, "learnt")
     html = render_audit(found)
     assert "adds whether it was learnt" in html and "Real picture 1" not in html
-    assert json.loads(to_json(found))["num_pictures"] == 0
+    assert json.loads(to_json([found]))["audits"][0]["num_pictures"] == 0
 
 
 def test_the_page_is_one_file_and_escapes_what_is_typed():
@@ -205,7 +206,8 @@ def _brightness(html: str, alt: str) -> float:
 
 def test_json_has_every_figure():
     found = evaluated(identity=Figure(math.nan, math.nan, math.nan, 2))
-    told = json.loads(to_json(found))
+    whole = json.loads(to_json([found]))
+    told = whole["audits"][0]
     assert told["measures"].keys() == MEASURED.keys() and told["measures"]["identity"]["value"] is None
     assert told["measures"]["w2_style"] == {
         "value": 0.2,
@@ -217,7 +219,7 @@ def test_json_has_every_figure():
         "better": "lower",
         "sentence": told["measures"]["w2_style"]["sentence"],
     }
-    assert told["seeds"] == [0, 1] and told["plan"]["drawing"]["num_seeds"] == 2 and "torch" in told["versions"]
+    assert told["seeds"] == [0, 1] and told["plan"]["drawing"]["num_seeds"] == 2 and "torch" in whole["versions"]
     assert told["adapter"]["settings"] == {"layers": "all"} and len(told["answers"]) == 6
 
 

@@ -1,26 +1,17 @@
-"""`infusion evaluate`, `benchmark` and `report`: files as people have them, and mistakes in one sentence."""
+"""`infusion benchmark` and `report`: files as people have them, and mistakes in one sentence."""
 
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image
-from safetensors.torch import save_file
 from test_benchmark import SPEC
 from test_comparison import write_results
 
-from infusion import benchmark, evaluation_defaults
-from infusion.adapter_file import save_adapter
-from infusion.base import load_base
+from infusion import benchmark
 from infusion.benchmark import Done
 from infusion.cli import main
-from infusion.concept import Concept
-from infusion.methods import Infusion
-from infusion.repository import write_repository
-from infusion.toybox.concepts import concept_pictures, write_concept
 
 ELSEWHERE = ("--clip", "toybox-b", "--encoder", "toybox-b", "--device", "cpu")
 
@@ -36,127 +27,6 @@ def run(monkeypatch, capsys, tmp_path):
         return stopped.value.code or 0, *capsys.readouterr()
 
     return run
-
-
-@pytest.fixture
-def tiny_plan(monkeypatch):
-    """As little drawn as can be measured."""
-    whole = evaluation_defaults.plan_for
-
-    def shrunk(*given, **named):
-        plan = whole(*given, **named)
-        drawing = replace(plan.drawing, num_class_pictures=3, num_inference_steps=1, num_timesteps=1)
-        prompts = plan.prompts[:2]
-        return replace(plan, prompts=prompts, unrelated=plan.unrelated[:2], siblings=plan.siblings[:2], drawing=drawing)
-
-    monkeypatch.setattr(evaluation_defaults, "plan_for", shrunk)
-
-
-@pytest.fixture
-def tiny_file(base, adapter, tmp_path) -> Path:
-    save_adapter(adapter, tmp_path / "my-cat.safetensors", base, {"max_train_steps": 3})
-    return tmp_path / "my-cat.safetensors"
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory) -> tuple[Path, Path]:
-    """An adapter of the embedded base, of a concept that nothing was learnt of, and its pictures."""
-    folder = tmp_path_factory.mktemp("toy")
-    images, masks = concept_pictures(3, 3, class_noun="cat")
-    given = (None,) * 3
-    concept = Concept("my-cat", "cat", tuple(images), tuple(masks), given, ("1", "2", "3"), (), ("given",) * 3)
-    base = load_base(device="cpu")
-    save_adapter(Infusion().adapter(base, concept), folder / "my-cat.safetensors", base)
-    write_concept(3, folder / "train", 3, class_noun="cat")
-    return folder / "my-cat.safetensors", folder / "train"
-
-
-def test_an_adapter_on_the_hub_is_measured_and_its_card_tells_it(run, toy, tiny_plan, stand_in):
-    stand_in.add("user/my-cat", {"adapter.safetensors": toy[0].read_bytes()})
-    code, _, error = run("evaluate", "user/my-cat", "--seeds", 1, "--device", "cpu")
-    assert code == 0 and not error
-    found = Path("user-my-cat-evaluation.json")
-    card = write_repository(toy[0], "user/my-cat", Path("repository"), evaluation=found)[0].read_text()
-    value = json.loads(found.read_text())["measures"]["text_alignment"]["value"]
-    assert f"type: text_alignment\n      value: {value}\n" in card and "- Are prompts followed? **" in card
-
-
-def test_an_adapter_of_the_embedded_base_is_measured_by_its_judges(run, toy, tiny_plan):
-    file, pictures = toy
-    code, told, error = run(
-        "evaluate", file, "--pictures", pictures, "--seeds", 1, "-o", "page.html", "--device", "cpu"
-    )
-    assert code == 0 and not error
-    assert "Was it learnt?" in told and "Drawing 18/18" in told and "page.json: all figures" in told
-    found = json.loads(Path("page.json").read_text())
-    assert found["witnesses"] == {"clip": "toybox-b", "encoder": "toybox-b", "judges": "b"}
-    assert {"identity", "facts_background", "copied", "class_leak"} <= found["measures"].keys()
-    assert found["measures"]["w2_exact"]["null"] > 0 and found["num_pictures"] == 3
-    assert "Real picture 3" in Path("page.html").read_text()
-
-
-def test_an_adapter_of_another_base_is_measured_without_judges(run, tiny_file, tiny_plan):
-    Path("prompts.txt").write_text("a {} te\na {} do\n")
-    words = ("evaluate", tiny_file, "--prompts", "prompts.txt", "--quick", "--json", "all.json", *ELSEWHERE)
-    code, told, _ = run(*words)
-    assert code == 0 and "2 prompts × 2 seeds" in told and "This takes real pictures" in told
-    found = json.loads(Path("all.json").read_text())
-    assert found["witnesses"]["judges"] is None and not {"facts", "identity"} & found["measures"].keys()
-    assert [one["text"] for one in found["plan"]["prompts"]] == ["a {} te", "a {} do"]
-    assert found["measures"]["lfd_s1"]["value"] < 1e-9 < found["measures"]["lfd_s4"]["value"]
-    assert Path("my-cat-evaluation.html").exists()
-
-
-def test_everything_that_is_wrong_is_told_at_once(run):
-    Path("empty").mkdir()
-    Path("prompts.txt").write_text("a cat\n")
-    Path("file").write_text("")
-    code, _, error = run(
-        *("evaluate", "none.safetensors", "--pictures", "empty", "--prompts", "prompts.txt", "-o", "file/page.html")
-    )
-    assert code == 1 and "4 mistakes in this command" in error and "Traceback" not in error
-    for told in ("There is no adapter file", "empty has no pictures", "must have {} once", "a part of that path"):
-        assert told in error
-
-
-def test_pictures_have_to_be_of_the_class_and_several(run, tiny_file):
-    Path("one").mkdir()
-    Image.new("RGB", (16, 16)).save("one/1.png")
-    assert "one has one picture" in run("evaluate", tiny_file, "--pictures", "one")[2]
-    Image.new("RGB", (16, 16), "red").save("one/2.png")
-    Path("one/2.txt").write_text("a photo of a dog")
-    error = run("evaluate", tiny_file, "--pictures", "one")[2]
-    assert 'The pictures in one are not of this adapter\'s class "cat". 2.png: ' in error
-
-
-def test_files_that_are_no_adapters_are_refused(run, tmp_path, adapter, base):
-    save_file({"a": next(adapter.parameters()).detach().clone()}, tmp_path / "other.safetensors")
-    assert "is a .safetensors file of another tool" in run("evaluate", "other.safetensors")[2]
-    Path("text.safetensors").write_text("no")
-    assert "is not a readable .safetensors file" in run("evaluate", "text.safetensors")[2]
-
-
-def test_another_base_is_refused(run, tiny_file, toy, base_dir):
-    error = run("evaluate", toy[0], "--base", base_dir, *ELSEWHERE)[2]
-    assert 'was trained on the base "toybox", but the base loaded is' in error
-    assert "There is no device" in run("evaluate", tiny_file, "--device", "quantum")[2]
-
-
-def test_judges_cannot_see_other_classes(run, tiny_file, adapter, base, tmp_path):
-    adapter.class_noun = "kat"
-    save_adapter(adapter, tmp_path / "kat.safetensors", base)
-    error = run("evaluate", "kat.safetensors", "--base", "toybox")[2]
-    assert 'class noun of this adapter is "kat"' in error and 'Did you mean "cat"?' in error
-
-
-@pytest.mark.parametrize("seeds", ["0", "1000000000", "many"])
-def test_absurd_numbers_of_seeds_are_refused(run, seeds):
-    code, _, error = run("evaluate", "my-cat.safetensors", "--seeds", seeds)
-    assert code == 2 and "--seeds" in error and "Traceback" not in error
-
-
-def test_the_figures_do_not_overwrite_the_page(run, tiny_file):
-    assert "cannot both be x.json" in run("evaluate", tiny_file, "-o", "x.json")[2]
 
 
 # benchmark, report

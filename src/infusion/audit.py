@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -56,6 +57,16 @@ class Given:
         return _digest([facts, self.words, self.class_noun])
 
 
+_CHECKPOINT = re.compile(r"checkpoint-\d+|.*[-_](steps?-?)?\d{4,}")
+
+
+def is_run(path: Path) -> bool:
+    """Whether it is a folder of checkpoints of one run, and not one customization."""
+    if not path.is_dir() or (path / "model_index.json").exists():
+        return False
+    return sum(bool(_CHECKPOINT.fullmatch(inside.stem)) for inside in path.iterdir()) > 1
+
+
 def given(path: Path | Found, class_noun: str | None = None, words: str | None = None) -> Given:
     """What a file or folder is, how its concept is named, and of what class it is.
 
@@ -71,6 +82,11 @@ def given(path: Path | Found, class_noun: str | None = None, words: str | None =
         about, _ = read_adapter_file(found.path)
         return Given(name, found, about, about["class_noun"], None)
     noun, trigger = class_noun or found.class_noun, words or found.trigger
+    if found.kind in ("textual inversion", "Custom Diffusion") and found.trigger not in (
+        None,
+        *(trigger or "").split(),
+    ):
+        trigger = found.trigger  # the word that its vectors are of
     if noun is None or trigger is None:
         missing = [
             *(["--class-noun, what kind of thing it is in the base model's words (cat)"] if noun is None else []),

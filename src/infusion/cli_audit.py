@@ -155,12 +155,14 @@ def audit(
 
 
 def _given(path: Path, class_noun: str | None, trigger: str | None) -> "list[Given]":
-    """A file or folder; of a folder of checkpoints, each."""
-    from infusion.audit import given
+    """A file or folder, or one on the Hub; of a folder of checkpoints, each."""
+    from infusion.audit import given, is_run
     from infusion.foreign import checkpoints
+    from infusion.hub import adapter_path
 
-    run = checkpoints(path) if path.is_dir() else []
-    return [given(found, class_noun, trigger) for found in run] if len(run) > 1 else [given(path, class_noun, trigger)]
+    if is_run(path):
+        return [given(found, class_noun, trigger) for found in checkpoints(path)]
+    return [given(path if path.exists() else adapter_path(path), class_noun, trigger)]
 
 
 def _class_noun(found: "Sequence[Given]", several_runs: bool) -> str | None:
@@ -175,15 +177,17 @@ def _class_noun(found: "Sequence[Given]", several_runs: bool) -> str | None:
     return found[0].class_noun if found else None
 
 
-def _base(base: str | None, found: "Sequence[Given]") -> str:
+def _base(base: str | None, found: "Sequence[Given]") -> str | None:
     """What everything was trained on: what the person says, or a file of ours."""
+    if not found:
+        return base
     said = base or next((one.about["base"]["id"] for one in found if one.is_ours), None)
     if said is None:
         raise UserError("Say what it was trained on: --base with a folder, a hub id or a checkpoint file.")
     return str(said)
 
 
-def _check_noun(base: str, class_noun: str | None) -> None:
+def _check_noun(base: str | None, class_noun: str | None) -> None:
     """The toybox's judges know its own classes only."""
     from infusion.toybox.scene import CLASSES
 
