@@ -6,7 +6,13 @@ from typing import Any
 
 from torch import nn
 
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+PARTS = {
+    "unet": "the UNet",
+    "transformer": "the transformer",
+    "text_encoder": "the text encoder",
+    "text_encoder_2": "the second text encoder",
+    "text_encoder_3": "the third text encoder",
+}
 
 # By what a name begins with, the part that the rest of it is of; "" is the network, whatever its name.
 _PREFIXES = {
@@ -50,7 +56,7 @@ class LayerNames:
     def __init__(self, pipeline: Any, network: str) -> None:
         self._paths: dict[str, dict[str, str]] = {}
         self.modules: dict[tuple[str, str], nn.Module] = {}
-        for part in (network, *TEXT_ENCODERS):
+        for part in (network, *(part for part in PARTS if part.startswith("text_encoder"))):
             root = getattr(pipeline, part, None)
             if root is None:
                 continue

@@ -4,11 +4,11 @@ import json
 import math
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -54,13 +54,14 @@ class TensorFile:
     metadata: Mapping[str, str]
     held: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor, on the CPU.
+    def tensors(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """The tensors of the given names, or all of them; on the CPU.
 
         Raises:
             UserError: one holds numbers that are not finite, or the file changed since it was looked at.
         """
-        found = dict(self.held) or self._read()
+        names = self.shapes if names is None else names
+        found = {name: self.held[name] for name in names} if self.held else self._read(names)
         for name, tensor in found.items():
             if tensor.is_floating_point() and not tensor.float().isfinite().all():
                 raise UserError(
@@ -69,10 +70,10 @@ class TensorFile:
                 )
         return found
 
-    def _read(self) -> dict[str, Tensor]:
+    def _read(self, names: Collection[str]) -> dict[str, Tensor]:
         try:
             with safe_open(self.path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in self.shapes}
+                return {name: file.get_tensor(name) for name in names}
         except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError, KeyError) as error:
             raise _unreadable(self.path, first_line(error)) from error
 
@@ -163,18 +164,19 @@ def _safetensors(path: Path, start: bytes) -> TensorFile:
 def _shape(path: Path, name: str, entry: Any, data_bytes: int) -> tuple[int, ...]:
     """The shape that a header declares, which must be that of the bytes it points at."""
 
-    def counts(value: Any) -> bool:
-        return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
-
     wrong = _unreadable(path, f'the entry of its tensor "{shown(name)}" is malformed')
     if not isinstance(entry, dict) or entry.get("dtype") not in _BITS or len(name) > MAX_NAME_LENGTH:
         raise wrong
     shape, span = entry.get("shape"), entry.get("data_offsets")
-    if not counts(shape) or not counts(span) or len(span) != 2 or len(shape) > 8:
+    if not _are_counts(shape) or not _are_counts(span) or len(span) != 2 or len(shape) > 8:
         raise wrong
     if span[1] > data_bytes or span[1] - span[0] != math.prod(shape) * _BITS[entry["dtype"]] // 8:
         raise wrong
     return tuple(shape)
+
+
+def _are_counts(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(number) is int and 0 <= number < 2**60 for number in value)
 
 
 # --- torch's own files: a zip of numbers, and a pickle that says what they are ---
@@ -248,7 +250,7 @@ class _Archive:
         return torch.frombuffer(data, dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
 
 
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
+class _Unpickler(pickle._Unpickler):
     """Python's own reader of pickles, which finds nothing but tensors and dictionaries.
 
     Not the C one: that sets memory aside for as many objects as a pickle says it will number.
@@ -307,10 +309,19 @@ class _Kept:
         self.state = state if isinstance(state, dict) else {}
 
 
+class _Unused:
+    """Where a pickle asks for an object whose contents do not matter, a set of keys: nothing."""
+
+    __slots__ = ()
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+
 class _RebuildTensor:
     __slots__ = ()
 
-    def __call__(self, storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> _Rebuilt:
+    def __call__(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Rebuilt:
         numbers = storage.numbers
         if not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)) or len(size) != len(stride):
             raise ValueError("the shape of a tensor is malformed")
@@ -332,4 +343,6 @@ _STAND_INS: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
     ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
     ("torch.nn.modules.container", "ParameterDict"): _Kept,
+    ("builtins", "set"): _Unused,
+    ("__builtin__", "set"): _Unused,
 }

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,8 +15,8 @@ MAX_RANK = 4096
 
 # What the end of a tensor's name says it is. Every tool's names for one thing stand on one line.
 _ENDINGS = {
-    "down": r"\.lora_A(\.default)?\.weight|\.lora_down\.weight|[._]lora\.down\.weight|\.lora_linear_layer\.down\.weight",
-    "up": r"\.lora_B(\.default)?\.weight|\.lora_up\.weight|[._]lora\.up\.weight|\.lora_linear_layer\.up\.weight",
+    "down": r"(\.lora_A(\.default)?|\.lora_down|[._]lora\.down|\.lora_linear_layer\.down)\.weight",
+    "up": r"(\.lora_B(\.default)?|\.lora_up|[._]lora\.up|\.lora_linear_layer\.up)\.weight",
     "mid": r"\.lora_mid\.weight",
     "up_bias": r"\.lora_B(\.default)?\.bias",
     "alpha": r"\.alpha|\.lora_A\.alpha|[._]lora\.(down\.weight\.)?alpha",
@@ -94,7 +94,7 @@ def tensor_role(name: str) -> tuple[str, str] | None:
     return found["layer"], kind
 
 
-def kind_of(roles: Sequence[str]) -> str:
+def kind_of(roles: Collection[str]) -> str:
     """The name of the customization whose layers have tensors of these roles."""
     if any(role.startswith("whole") for role in roles):
         return "Custom Diffusion"
@@ -178,7 +178,7 @@ def _difference(t: Mapping[str, Tensor], scale: float, shape: Sequence[int]) -> 
         second = t["lokr_w2"] if "lokr_w2" in t else _factors(t["lokr_w2_a"], t["lokr_w2_b"], t.get("lokr_t2"))
         if first.numel() * second.numel() != math.prod(shape):  # before there is a product of that size
             raise ValueError("the factors do not multiply to the weight")
-        return scale * torch.kron(first.reshape(*first.shape, *[1] * (second.dim() - first.dim())), second)
+        return scale * torch.kron(first.reshape(*first.shape, *[1] * (second.dim() - first.dim())), second.contiguous())
     return t.get("diff", t.get("norm"))
 
 
