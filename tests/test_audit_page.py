@@ -1,9 +1,8 @@
-"""What the measures say in words, on the page and in JSON."""
+"""The page of an audit, and that of several."""
 
 import base64
 import io
 import json
-import math
 import re
 from dataclasses import replace
 
@@ -11,11 +10,13 @@ import pytest
 import torch
 from PIL import Image, ImageStat
 
-from infusion.audit_page import render_audit, write_audit
+from infusion.audit_page import render_audit, render_audits, unique_names, write_audit
 from infusion.evaluation import Drawing, Drawn, Evaluation, Plan, Wanted
 from infusion.intervals import Figure
 from infusion.measures import NOTES
-from infusion.verdict import Audited, answers, to_json
+from infusion.metrics import Nearest
+from infusion.stopping import Check
+from infusion.verdict import Audited, to_json
 
 UNMOVED = {f"lfd_s{n}{kind}": Figure(0.0, 0.0, 0.0, 2) for n in (1, 2, 3) for kind in ("", "_relative", "_kl")}
 MEASURED = UNMOVED | {
@@ -34,7 +35,6 @@ MEASURED = UNMOVED | {
     "collapse": Figure(0.9, 0.8, 1.0, 2),
     "copied": Figure(0.0, 0.0, 0.0, 2),
 }
-QUESTIONS = ("learnt", "followed", "leaked", "moved", "confined", "copied")
 
 
 def evaluated(pictures: bool = True, base_facts: float = 0.9, **changed: Figure | None) -> Audited:
@@ -69,99 +69,8 @@ def evaluated(pictures: bool = True, base_facts: float = 0.9, **changed: Figure 
     )
 
 
-def words(found: Audited) -> dict[str, str]:
-    return dict(zip(QUESTIONS, (answer.word for answer in answers(found)), strict=True))
-
-
-def sentence(found: Audited, question: str) -> str:
-    return answers(found)[QUESTIONS.index(question)].sentence
-
-
-def test_a_concept_that_is_learnt_and_breaks_nothing():
-    assert words(evaluated()) == {
-        "learnt": "Yes",
-        "followed": "Yes",
-        "leaked": "No",
-        "moved": "Only around the concept",
-        "confined": "As far as can be seen",
-        "copied": "None seen",
-    }
-    assert "0.600 (0.500 to 0.700)" in sentence(evaluated(), "learnt")
-    assert "S2 is 0, S3 is 0." in sentence(evaluated(), "leaked")
-    assert "S1 is 0; around the concept, outside the subject, predictions moved by 2.00%" in sentence(
-        evaluated(), "moved"
-    )
-    unmoved = Figure(0.0, 0.0, 0.0, 2)
-    assert words(evaluated(lfd_s4=unmoved, lfd_s4_relative=unmoved))["moved"] == "No"
-    shown = (
-        "As far as these pictures show, background, layout and style differ no more from the base model’s than one draw"
-    )
-    assert sentence(evaluated(), "confined").startswith(shown)
-
-
-def test_no_copy_among_a_few_pictures_rules_out_little():
-    """Wilson's upper end of 0 of 4."""
-    assert "None of the 4 pictures" in sentence(evaluated(), "copied")
-    assert "cannot rule out that up to 49%" in sentence(evaluated(), "copied")
-
-
-@pytest.mark.parametrize(
-    ("figure", "word"),
-    [
-        (Figure(1.3, 1.1, 1.5, 2), "More than learnt"),
-        (Figure(0.2, -0.1, 0.4, 2), "Cannot tell"),
-        (Figure(-0.2, -0.3, -0.1, 2), "No"),
-        (Figure(math.nan, math.nan, math.nan, 2), "Not measured"),
-    ],
-)
-def test_identity_is_read_on_its_scale(figure, word):
-    assert words(evaluated(identity=figure))["learnt"] == word
-
-
-def test_prompts_are_held_against_the_base_models_own():
-    assert words(evaluated(base_facts=0.94))["followed"] == "Yes", "its interval reaches that"
-    for wide in (Figure(0.45, 0.2, 0.92, 2), Figure(0.9, math.nan, math.nan, 1)):
-        assert words(evaluated(facts=wide))["followed"] == "Cannot tell"
-    assert "45% (20% to 92%)" in sentence(evaluated(facts=Figure(0.45, 0.2, 0.92, 2)), "followed")
-    assert "90% (70% to 100%)" in sentence(evaluated(facts=Figure(0.9, 0.7, 1.1, 2)), "followed")
-    assert words(evaluated(facts=Figure(0.5, 0.4, 0.6, 2)))["followed"] == "Less than before"
-    unjudged = evaluated(facts=None, facts_color=None)
-    assert "cosine of 0.300 (0.290 to 0.310); the base model’s" in sentence(unjudged, "followed")
-
-
-def test_what_broke_is_said():
-    moved = Figure(0.04, 0.03, 0.05, 2)
-    far, near = Figure(15.3, 10, 20, 2), Figure(0.5, 0.4, 0.6, 2)
-    broken = evaluated(
-        lfd_s1=moved, lfd_s2=moved, lfd_s3=moved, lfd_s1_relative=near, lfd_s2_relative=far, lfd_s3_relative=far
-    )
-    assert words(broken)["moved"] == "Yes" and words(broken)["leaked"] == "No sign"
-    assert "moved by 50.0% of what" in sentence(broken, "moved") and "15.3 times that" in sentence(broken, "leaked")
-    for name, figure in (("class_leak", near), ("class_diversity", near)):
-        leaked = replace(broken, own=replace(broken.own, measures=broken.own.measures | {name: figure}))
-        assert words(leaked)["leaked"] == "Yes"
-    beyond = evaluated(w2_background=Figure(0.5, 0.4, 0.6, 2), w2_style=Figure(0.5, 0.4, 0.6, 2))
-    assert sentence(beyond, "confined").startswith("Background and style differ from the base model’s by more")
-    assert words(evaluated(copied=Figure(0.3, 0.1, 0.5, 2)))["copied"] == "Yes"
-    assert words(evaluated(copied=Figure(0.1, 0.0, 0.3, 2)))["copied"] == "A few may be"
-
-
-def test_pictures_that_make_no_scale_are_told_from_none():
-    alike = evaluated(identity=None, class_leak=None)
-    assert words(alike)["learnt"] == "Not measured" and "too alike to make a scale" in sentence(alike, "learnt")
-    html = render_audit(alike)
-    assert "too alike to make a scale" in html and "None were given" not in html and "mean of identity" not in html
-    parts = {f"w2_{part}": None for part in ("background", "layout", "style")}
-    assert words(evaluated(**parts))["confined"] == "Not measured"
-    assert "background differs no more" in sentence(
-        evaluated(**parts | {"w2_background": MEASURED["w2_background"]}), "confined"
-    )
-
-
 def test_without_pictures_the_page_says_what_they_would_add():
     found = evaluated(pictures=False)
-    assert words(found)["learnt"] == words(found)["copied"] == "Not measured"
-    assert "--pictures FOLDER" in sentence(found, "learnt")
     html = render_audit(found)
     assert "adds whether it was learnt" in html and "Real picture 1" not in html
     assert json.loads(to_json([found]))["audits"][0]["num_pictures"] == 0
@@ -204,25 +113,35 @@ def _brightness(html: str, alt: str) -> float:
     return ImageStat.Stat(Image.open(io.BytesIO(base64.b64decode(data[1]))).convert("L")).mean[0] / 255
 
 
-def test_json_has_every_figure():
-    found = evaluated(identity=Figure(math.nan, math.nan, math.nan, 2))
-    whole = json.loads(to_json([found]))
-    told = whole["audits"][0]
-    assert told["measures"].keys() == MEASURED.keys() and told["measures"]["identity"]["value"] is None
-    assert told["measures"]["w2_style"] == {
-        "value": 0.2,
-        "low": 0.1,
-        "high": 0.3,
-        "num": 2,
-        "base": 0.2,
-        "null": 0.25,
-        "better": "lower",
-        "sentence": told["measures"]["w2_style"]["sentence"],
-    }
-    assert told["seeds"] == [0, 1] and told["plan"]["drawing"]["num_seeds"] == 2 and "torch" in whole["versions"]
-    assert told["adapter"]["settings"] == {"layers": "all"} and len(told["answers"]) == 6
-
-
 def test_the_page_is_written_whole(tmp_path):
     write_audit(evaluated(), tmp_path / "deep" / "page.html")
     assert (tmp_path / "deep" / "page.html").read_text().rstrip().endswith("</html>")
+
+
+def test_several_audits_stand_in_one_table_with_their_pages():
+    other = replace(evaluated(identity=Figure(0.2, 0.1, 0.3, 2)), name="other <b>")
+    html = render_audits([evaluated(), other], ["1.html", "2.html"])
+    assert '<a href="1.html">my-cat</a>' in html and '<a href="2.html">other &lt;b&gt;</a>' in html
+    assert "2 customizations of" in html and "0.200 (0.100 to 0.300)" in html and "Keep step" not in html
+    assert html.count('alt="base model: a &lt;cat&gt;') == 2 and "http" not in html.replace("http-equiv", "")
+    assert html.count("Identity against") == 4, "a plot for each overfitting, light and dark in one"
+
+
+def test_names_that_are_alike_are_numbered():
+    assert unique_names([evaluated(), evaluated(), replace(evaluated(), name="b")]) == ["my-cat (1)", "my-cat (2)", "b"]
+
+
+def test_of_a_run_the_curve_is_drawn_and_the_step_to_keep_is_told():
+    checks = [Check(50, 0.2, 0.9, 0.1), Check(100, 0.6, 0.8, 0.1), Check(150, 0.7, 0.3, 0.1)]
+    html = render_audits([evaluated(), evaluated()], ["1.html", "2.html"], checks, checks[1])
+    assert "Keep step 100" in html and "step, 150, is measured beside it" in html
+    assert "over 3 checkpoints; the one to keep is step 100" in html
+
+
+def test_the_nearest_pictures_stand_beside_what_they_are_like():
+    found = evaluated()
+    near = Nearest(torch.tensor([0, 1, 1, 0]), torch.tensor([0.5, 0.9, 0.99, 0.7]))
+    html = render_audit(replace(found, own=replace(found.own, nearest=near, never_nearer=0.95)))
+    assert "1 of 4 pictures are beyond 0.950" in html and html.count("<strong>copied</strong>") == 1
+    assert html.index("likeness 0.990") < html.index("likeness 0.900") < html.index("likeness 0.500")
+    assert "Nearest to a training picture" not in render_audit(found)
