@@ -49,7 +49,9 @@ def customized(
     if scale not in (0, 1) and found.kind in ("textual inversion", "pipeline", "single-file checkpoint"):
         raise UserError(f"A {found.kind} is there or not, so it has no strength of {scale:g}: give 1 or 0.")
     if found.kind in ("pipeline", "single-file checkpoint"):
-        return load_base(found.path if scale else base_name_or_path, device, dtype), found.trigger
+        return _whole_model(found.path, device, dtype) if scale else load_base(
+            base_name_or_path, device, dtype
+        ), found.trigger
     base = load_base(base_name_or_path, device, dtype)
     if scale == 0:
         return base, found.trigger
@@ -65,6 +67,15 @@ def customized(
     except UserError as error:
         raise UserError(f"{found.path} cannot be laid on {base_name_or_path}: {error}") from error
     return base, added[0] if len(added) == 1 else found.trigger
+
+
+def _whole_model(path: Path, device: str | torch.device | None, dtype: torch.dtype) -> Base:
+    try:
+        return load_base(path, device, dtype)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # a library may stumble over a foreign file in any way
+        raise UserError(f"{path} cannot be loaded as a model: {shown(first_line(error), 200)}.") from error
 
 
 # --- weights ---

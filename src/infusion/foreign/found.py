@@ -120,7 +120,7 @@ def _inspect_folder(folder: Path) -> Found:
         for suffix in (SAFETENSORS, *TORCH_SUFFIXES):
             if (folder / f"{stem}{suffix}").is_file():
                 return replace(_inspect_file(folder / f"{stem}{suffix}"), path=folder)
-    alone = sorted(file for file in folder.glob(f"*{SAFETENSORS}") if file.is_file())
+    alone = sorted(folder.glob(f"*{SAFETENSORS}")) or sorted(folder.glob("*.pt"))
     if len(alone) == 1:
         return replace(_inspect_file(alone[0]), path=folder)
     if alone:
