@@ -19,7 +19,16 @@ import typer
 from typer.core import TyperCommand
 
 from infusion.cli_hub import push
-from infusion.cli_measure import DEFAULT_CLIP, DEFAULT_ENCODER, benchmark, evaluate, load_base_on, report
+from infusion.cli_measure import (
+    BASES,
+    DEFAULT_CLIP,
+    DEFAULT_ENCODER,
+    BaseConfigOption,
+    benchmark,
+    evaluate,
+    load_base_on,
+    report,
+)
 from infusion.cli_prepare import CropOption, SegmenterOption, find_masks, prepare
 from infusion.cli_toybox import toybox
 from infusion.errors import UserError, all_at_once, nearest, noting
@@ -95,7 +104,6 @@ class _SettingsCommand(TyperCommand):
 
 
 Setting = Annotated[str | None, typer.Option(metavar="VALUE", show_default=False)]
-BaseOption = Annotated[str, typer.Option(metavar="NAME", help='"toybox", a folder, or a hub id.')]
 DeviceOption = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps ... [default: the fastest there is]"),
@@ -117,7 +125,8 @@ def train(
         typer.Option(help="What prompts call it: my-cat, for <my-cat>. [default: the folder's name]"),
     ] = None,
     method: Annotated[str | None, typer.Option(metavar="NAME", show_default=False)] = None,
-    base: BaseOption = "toybox",
+    base: Annotated[str, typer.Option(metavar="NAME", help=BASES)] = "toybox",
+    base_config: BaseConfigOption = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="The adapter file. [default: NAME.safetensors]"),
@@ -236,7 +245,7 @@ def train(
     elif first:
         _remove(checkpoint, kept_path)
     together.wait()
-    model = load_base_on(console, base, together.device or device, PRECISIONS[mixed_precision])
+    model = load_base_on(console, base, together.device or device, PRECISIONS[mixed_precision], base_config)
     if gradient_checkpointing:
         model.network.enable_gradient_checkpointing()
 
@@ -312,8 +321,9 @@ def generate(
     seed: Annotated[str, typer.Option(help="One picture of each prompt for every seed: 42, 1,5,9 or 0..7.")] = "0",
     base: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help='"toybox", a folder, or a hub id. [default: the first concept\'s]'),
+        typer.Option(metavar="NAME", help=f"{BASES} [default: the first concept's]"),
     ] = None,
+    base_config: BaseConfigOption = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What the pictures are to keep away from.")] = None,
     num_inference_steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Steps of the sampler.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="Classifier-free guidance; 1 is none.")] = None,
@@ -360,7 +370,7 @@ def generate(
     if mistakes:
         raise all_at_once(mistakes, "this command")
 
-    model = load_base_on(console, base or (made_on[0] if made_on else "toybox"), device)
+    model = load_base_on(console, base or (made_on[0] if made_on else "toybox"), device, config=base_config)
     adapters = [load_adapter(path, model, any_base) for path in files]
     given = {
         "negative_prompt": negative_prompt,

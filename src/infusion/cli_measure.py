@@ -29,6 +29,16 @@ _INTERRUPTED = 130
 _MOST_SEEDS = 1000
 _TOLD_FAILURES = 10
 
+BASES = '"toybox", a folder or hub id, or a checkpoint in one .safetensors file.'
+BaseConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="For a checkpoint in one file: a folder or hub id in the diffusers layout with its configuration. "
+        "[default: diffusers' choice, on the Hub]",
+    ),
+]
+
 
 def evaluate(
     adapter: Annotated[Path, typer.Argument(help="An adapter file, or user/repo on the Hub.", show_default=False)],
@@ -38,8 +48,9 @@ def evaluate(
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help='"toybox", a folder, or a hub id. [default: the adapter\'s own]'),
+        typer.Option(metavar="NAME", help=f"{BASES} [default: the adapter's own]"),
     ] = None,
+    base_config: BaseConfigOption = None,
     prompts: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="One prompt a line, {} for the concept; or TOML with facts."),
@@ -102,7 +113,7 @@ def evaluate(
 
     console = plain_console()
     name = base or about["base"]["id"]
-    model = load_base_on(console, name, device)
+    model = load_base_on(console, name, device, config=base_config)
     plan = plan_for(noun or "", name == _TOYBOX, quick, seeds, wanted)
     learnt = load_adapter(file, model, any_base)
     witnesses, names = _witnesses(console, name, clip, encoder)
@@ -257,7 +268,9 @@ def _specification(spec: str) -> tuple[Path, Path]:
 # --- what is done ---
 
 
-def load_base_on(console: "Console", name: str, device: str | None, dtype: str = "float32") -> "Base":
+def load_base_on(
+    console: "Console", name: str, device: str | None, dtype: str = "float32", config: str | None = None
+) -> "Base":
     import torch
 
     from infusion.base import load_base
@@ -270,7 +283,7 @@ def load_base_on(console: "Console", name: str, device: str | None, dtype: str =
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise UserError(f'There is no device "{device}" here. Leave --device out, or give cpu.') from error
     console.print(f"Loading {name} ...")
-    return load_base(name, device, getattr(torch, dtype))
+    return load_base(name, device, getattr(torch, dtype), config)
 
 
 def _witnesses(
