@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxImg2ImgPipeline, StableDiffusion3Img2ImgPipeline
 from PIL import Image
 from tiny_families import PIPELINES, stable_diffusion_3, tiny
 
@@ -378,15 +377,3 @@ def test_half_precision(pipeline, base, concept):
     pipeline.vae.to(torch.bfloat16)
     theirs = drawn(customize(pipeline, adapter), "a <my-cat>", 1, output_type="pil")[0]
     assert picture.size == theirs.size == (base.size_px,) * 2
-
-
-@pytest.mark.parametrize(("name", "kind"), [("sd-3", StableDiffusion3Img2ImgPipeline), ("flux", FluxImg2ImgPipeline)])
-def test_from_a_picture_with_joint_attention(name, kind, concept):
-    parts = {name: part for name, part in tiny(name).components.items() if "image_" not in name and "extr" not in name}
-    pipeline = kind(**parts)
-    pipeline.set_progress_bar_config(disable=True)
-    adapter = random_adapter(Base.from_pipeline(pipeline), concept)
-    start = {"image": [Image.new("RGB", (16, 16), "red")] * 2, "strength": 0.9, "height": 16, "width": 16}
-    plain = drawn(pipeline, ["a cat", "a dog"], 1, 2, **start)
-    images = drawn(customize(pipeline, adapter), ["a <my-cat>", "a dog"], 1, 2, **start)
-    assert np.array_equal(images[1], plain[1]) and not np.array_equal(images[0], plain[0])
