@@ -109,6 +109,11 @@ class Base:
         return self.network.dtype
 
     @property
+    def latent_dtype(self) -> torch.dtype:
+        """Precision in which latents are sampled."""
+        return torch.float32 if self.family.samples_in_fp32 else self.dtype
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the latents of a picture of the size the model was made for."""
         return self.family.latent_shape(self.pipeline)
@@ -168,9 +173,10 @@ class Base:
         return self.family
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The network's prediction, of the kind that `noise_schedule` names; [B, C, H, W]."""
+        """The network's prediction, of the kind that `noise_schedule` names; [B, C, H, W] in the latents' precision."""
         inputs = self.family.inputs(self.pipeline, noisy_latents.to(self.dtype), timesteps, conditioning)
-        return self.family.prediction(self.network(**inputs, return_dict=False)[0], noisy_latents)
+        output = self.network(**inputs, return_dict=False)[0]
+        return self.family.prediction(output, noisy_latents).to(noisy_latents.dtype)
 
     @contextmanager
     def customized(self, *adapters: Customization, borrows: Tensor | None = None) -> Iterator[Denoiser]:
