@@ -10,7 +10,14 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from hub_stand_in import StandIn
 from PIL import Image, ImageDraw
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from infusion.base import Base, load_base
 from infusion.concept import Concept
@@ -31,19 +38,36 @@ def tiny_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab, merges, model_max_length=32)
 
 
-def tiny_pipeline(seed: int = 0, prediction_type: str = "epsilon") -> StableDiffusionPipeline:
-    torch.manual_seed(seed)
+def tiny_clip(width: int = 16, projected: bool = False) -> CLIPTextModel | CLIPTextModelWithProjection:
     tokenizer = tiny_tokenizer()
-    text_config = CLIPTextConfig(
+    config = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=16,
+        hidden_size=width,
         intermediate_size=32,
+        projection_dim=width,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=32,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
+
+
+def tiny_vae(channels: int = 4, shift: float | None = None) -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=channels,
+        norm_num_groups=4,
+        sample_size=16,
+        shift_factor=shift,
+    )
+
+
+def tiny_pipeline(seed: int = 0, prediction_type: str = "epsilon") -> StableDiffusionPipeline:
+    torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(16, 32),
@@ -53,14 +77,6 @@ def tiny_pipeline(seed: int = 0, prediction_type: str = "epsilon") -> StableDiff
         cross_attention_dim=16,
         attention_head_dim=2,
         norm_num_groups=8,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=16,
     )
     scheduler = DDIMScheduler(
         beta_start=0.00085,
@@ -72,9 +88,9 @@ def tiny_pipeline(seed: int = 0, prediction_type: str = "epsilon") -> StableDiff
         prediction_type=prediction_type,
     )
     return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text_config),
-        tokenizer=tokenizer,
+        vae=tiny_vae(),
+        text_encoder=tiny_clip(),
+        tokenizer=tiny_tokenizer(),
         unet=unet,
         scheduler=scheduler,
         safety_checker=None,

@@ -1,17 +1,14 @@
 """Concepts beside what else people put into a pipeline: in each case prompts without a concept stay what they were."""
 
 import gc
+from functools import partial
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_tokenizer
-from diffusers import (
-    StableDiffusionPAGPipeline,
-    StableDiffusionXLImg2ImgPipeline,
-    StableDiffusionXLInpaintPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import ControlNetModel, StableDiffusionPAGPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from PIL import Image
 from test_families import difference, random_adapter
@@ -115,19 +112,151 @@ def test_without_guidance(pipe, adapter, guidance_scale):
     beside(pipe, adapter, guidance_scale=guidance_scale)
 
 
-def test_stable_diffusion_xl_from_pictures(concept):
-    pipeline = tiny("sdxl")
-    adapter = random_adapter(Base.from_pipeline(pipeline), concept)
-    kinds = {
-        name: part for name, part in pipeline.components.items() if name not in ("image_encoder", "feature_extractor")
+# --- every family's other pipelines ---
+
+
+def trained(part):
+    """A ControlNet begins with zeros, and would do nothing."""
+    torch.manual_seed(3)
+    for parameter in part.parameters():
+        if not parameter.any():
+            parameter.data.normal_(std=0.3)
+    return part.eval()
+
+
+def control_xl(pipeline):
+    small = {"conditioning_embedding_out_channels": (8, 16)}
+    return {"controlnet": trained(ControlNetModel.from_unet(pipeline.unet, **small))}
+
+
+def control_sd3(pipeline, extra=0):
+    kind, sizes = diffusers.SD3ControlNetModel, {"num_layers": 1, "num_extra_conditioning_channels": extra}
+    return {"controlnet": trained(kind.from_transformer(pipeline.transformer, **sizes))}
+
+
+def control_flux(pipeline):
+    sizes = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2}
+    return {"controlnet": trained(diffusers.FluxControlNetModel.from_transformer(pipeline.transformer, **sizes))}
+
+
+def control_sana(pipeline):
+    return {"controlnet": trained(diffusers.SanaControlNetModel.from_config(pipeline.transformer.config))}
+
+
+def wider_flux(in_channels):
+    """A network that is told pictures beside the latents."""
+    return lambda pipeline: {
+        "transformer": diffusers.FluxTransformer2DModel.from_config(
+            pipeline.transformer.config, in_channels=in_channels, out_channels=16
+        ).eval()
     }
-    img2img = StableDiffusionXLImg2ImgPipeline(**kinds, add_watermarker=False)
-    img2img.set_progress_bar_config(disable=True)
-    beside(img2img, adapter, image=[image()] * 2, strength=0.9)
-    inpaint = StableDiffusionXLInpaintPipeline(**kinds, add_watermarker=False)
-    inpaint.set_progress_bar_config(disable=True)
-    mask = Image.new("L", (16, 16), 255)
-    beside(inpaint, adapter, image=[image()] * 2, mask_image=[mask] * 2, height=16, width=16, strength=1.0)
+
+
+def perturbed(layer):
+    return lambda pipeline: {"pag_applied_layers": [layer]}
+
+
+def sprint(pipeline):
+    config = {"guidance_embeds": True, "qk_norm": "rms_norm_across_heads"}
+    transformer = diffusers.SanaTransformer2DModel.from_config(pipeline.transformer.config, **config).eval()
+    return {"transformer": transformer, "scheduler": diffusers.SCMScheduler()}
+
+
+PICTURE = Image.new("RGB", (16, 16), "red")
+FROM = {"image": [PICTURE] * 2, "strength": 0.9}
+INSIDE = {"image": [PICTURE] * 2, "mask_image": [Image.new("L", (16, 16), 255)] * 2, "strength": 1.0}
+CONTROL = {"control_image": [PICTURE] * 2}
+AS_IT_IS = {"use_resolution_binning": False}
+OTHER_PIPELINES = [
+    ("sdxl", "StableDiffusionXLImg2ImgPipeline", None, FROM),
+    ("sdxl", "StableDiffusionXLInpaintPipeline", None, INSIDE),
+    ("sdxl", "StableDiffusionXLControlNetPipeline", control_xl, {"image": [PICTURE] * 2}),
+    ("sdxl", "StableDiffusionXLControlNetPipeline", control_xl, {"image": [PICTURE] * 2, "guess_mode": True}),
+    ("sdxl", "StableDiffusionXLControlNetImg2ImgPipeline", control_xl, FROM | CONTROL),
+    ("sdxl", "StableDiffusionXLControlNetInpaintPipeline", control_xl, INSIDE | CONTROL),
+    ("sdxl", "StableDiffusionXLPAGPipeline", perturbed("mid"), {"pag_scale": 3.0}),
+    ("sd-3", "StableDiffusion3Img2ImgPipeline", None, FROM),
+    ("sd-3", "StableDiffusion3InpaintPipeline", None, INSIDE),
+    ("sd-3", "StableDiffusion3ControlNetPipeline", control_sd3, CONTROL),
+    (
+        "sd-3",
+        "StableDiffusion3ControlNetInpaintingPipeline",
+        partial(control_sd3, extra=1),
+        CONTROL | {"control_mask": INSIDE["mask_image"]},
+    ),
+    ("flux", "FluxImg2ImgPipeline", None, FROM),
+    ("flux", "FluxInpaintPipeline", None, INSIDE),
+    ("flux", "FluxControlNetPipeline", control_flux, CONTROL),
+    ("flux", "FluxControlNetImg2ImgPipeline", control_flux, FROM | CONTROL),
+    ("flux", "FluxControlNetInpaintPipeline", control_flux, INSIDE | CONTROL),
+    ("flux", "FluxControlPipeline", wider_flux(32), CONTROL),
+    ("flux", "FluxControlImg2ImgPipeline", wider_flux(32), FROM | CONTROL),
+    ("flux", "FluxFillPipeline", wider_flux(48), {name: INSIDE[name] for name in ("image", "mask_image")}),
+    ("flux", "FluxKontextPipeline", None, {"image": PICTURE, "max_area": 16 * 16, "_auto_resize": False}),
+    ("pixart-sigma", "PixArtSigmaPAGPipeline", perturbed("blocks.1"), {"pag_scale": 3.0} | AS_IT_IS),
+    ("sana", "SanaPAGPipeline", perturbed("transformer_blocks.1"), {"pag_scale": 3.0} | AS_IT_IS),
+    ("sana", "SanaControlNetPipeline", control_sana, CONTROL | AS_IT_IS),
+    ("sana", "SanaSprintPipeline", sprint, {"num_inference_steps": 2} | AS_IT_IS),
+    ("sana", "SanaSprintImg2ImgPipeline", sprint, {"num_inference_steps": 2} | FROM | AS_IT_IS),
+]
+
+
+def other_pipeline(name, kind, parts):
+    plain = tiny(name)
+    pipeline = getattr(diffusers, kind).from_pipe(plain, **(parts(plain) if parts else {}))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def drawn_by(pipeline, prompts, **kwargs):
+    torch.manual_seed(0)  # some pipelines draw the latents of control images without a generator
+    size = 32 if "Sana" in type(getattr(pipeline, "pipeline", pipeline)).__name__ else 16
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    settings = {"num_inference_steps": 3, "output_type": "np", "height": size, "width": size} | kwargs
+    return pipeline(prompt=prompts, generator=generators, **settings).images
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "parts", "kwargs"), OTHER_PIPELINES, ids=[case[1] for case in OTHER_PIPELINES]
+)
+def test_other_pipelines(name, kind, parts, kwargs, concept):
+    pipeline = other_pipeline(name, kind, parts)
+    adapter = random_adapter(Base.from_pipeline(pipeline), concept, std=5.0)
+    plain = drawn_by(pipeline, ["a cat", "a dog"], **kwargs)
+    images = drawn_by(customize(pipeline, adapter), ["a <my-cat>", "a dog"], **kwargs)
+    assert np.array_equal(images[1], plain[1]) and difference(images[0], plain[0]) > 5e-5
+
+
+def test_perturbed_joint_attention_is_refused_where_a_concept_is_named(concept):
+    pipeline = other_pipeline("sd-3", "StableDiffusion3PAGPipeline", perturbed("blocks.1"))
+    wrapped = customize(pipeline, random_adapter(Base.from_pipeline(pipeline), concept))
+    with pytest.raises(UserError, match="pag_scale=0"):
+        drawn_by(wrapped, ["a <my-cat>", "a dog"])
+    assert np.array_equal(drawn_by(wrapped, ["a cat", "a dog"]), drawn_by(pipeline, ["a cat", "a dog"]))
+    assert len(drawn_by(wrapped, ["a <my-cat>", "a dog"], pag_scale=0)) == 2
+
+
+@pytest.mark.parametrize("name", ["sd-1", "sdxl", "sd-3", "flux", "pixart-sigma", "sana"])
+def test_hooks_that_move_and_cast_weights(name, concept):
+    """As far as a processor can show: whatever moves weights about the network's calls, the pictures are the same."""
+    pipeline = tiny(name)
+    adapter = random_adapter(Base.from_pipeline(pipeline), concept, std=5.0)
+    kwargs = AS_IT_IS if name in ("pixart-sigma", "sana") else {}
+    expected = drawn_by(customize(pipeline, adapter), ["a <my-cat>", "a dog"], **kwargs)
+    pipeline.enable_model_cpu_offload(device="cpu")
+    assert np.array_equal(drawn_by(customize(pipeline, adapter), ["a <my-cat>", "a dog"], **kwargs), expected)
+    pipeline.remove_all_hooks()
+    network = Base.from_pipeline(pipeline).network
+    network.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
+    assert np.array_equal(drawn_by(customize(pipeline, adapter), ["a <my-cat>", "a dog"], **kwargs), expected)
+    pipeline = tiny(name)
+    Base.from_pipeline(pipeline).network.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    plain = drawn_by(pipeline, ["a cat", "a dog"], **kwargs)
+    images = drawn_by(customize(pipeline, adapter), ["a <my-cat>", "a dog"], **kwargs)
+    assert np.array_equal(images[1], plain[1]) and difference(images[0], plain[0]) > 1e-4
+
+
+# --- what cannot work ---
 
 
 def test_different_prompts_for_two_text_models_are_refused(concept):

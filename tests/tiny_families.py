@@ -1,10 +1,9 @@
 """A tiny pipeline of every family, with random weights, real in every part."""
 
 import torch
-from conftest import tiny_pipeline, tiny_tokenizer
+from conftest import tiny_clip, tiny_pipeline, tiny_tokenizer, tiny_vae
 from diffusers import (
     AutoencoderDC,
-    AutoencoderKL,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -21,9 +20,6 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
@@ -35,22 +31,6 @@ from transformers import (
 WORDS = ("a", "the", "cat", "dog", "photo", "of", "ted", "teddy", "bear", "dy", "next", "to", "and", "on")
 
 
-def clip(projected: bool = False) -> CLIPTextModel | CLIPTextModelWithProjection:
-    tokenizer = tiny_tokenizer()
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        projection_dim=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
-
-
 def t5_tokenizer() -> T5Tokenizer:
     """Unigram pieces for a few words, and every letter."""
     letters = [chr(code) for code in range(32, 127)]
@@ -60,11 +40,17 @@ def t5_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=512)
 
 
-def t5() -> T5EncoderModel:
+def t5(width: int = 16) -> T5EncoderModel:
     config = T5Config(
-        vocab_size=len(t5_tokenizer()), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, is_encoder_decoder=False
+        vocab_size=len(t5_tokenizer()),
+        d_model=width,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        is_encoder_decoder=False,
     )
-    return T5EncoderModel(config).eval()
+    return T5EncoderModel(config)
 
 
 def gemma_tokenizer() -> GemmaTokenizer:
@@ -86,19 +72,7 @@ def gemma() -> Gemma2Model:
         head_dim=8,
         sliding_window=64,
     )
-    return Gemma2Model(config).eval()
-
-
-def vae(channels: int = 4, shift: float | None = None) -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=channels,
-        norm_num_groups=4,
-        sample_size=16,
-        shift_factor=shift,
-    )
+    return Gemma2Model(config)
 
 
 def stable_diffusion_xl() -> StableDiffusionXLPipeline:
@@ -108,22 +82,22 @@ def stable_diffusion_xl() -> StableDiffusionXLPipeline:
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=32,
+        cross_attention_dim=16 + 24,
         attention_head_dim=(2, 4),
         transformer_layers_per_block=(1, 2),
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=16 + 6 * 8,
+        projection_class_embeddings_input_dim=24 + 6 * 8,
         norm_num_groups=8,
     )
     scheduler = EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
     )
     return StableDiffusionXLPipeline(
-        vae=vae(),
-        text_encoder=clip(),
-        text_encoder_2=clip(projected=True),
+        vae=tiny_vae(),
+        text_encoder=tiny_clip(),
+        text_encoder_2=tiny_clip(24, projected=True),
         tokenizer=tiny_tokenizer(),
         tokenizer_2=tiny_tokenizer(),
         unet=unet,
@@ -145,7 +119,7 @@ def pixart(pipeline: type = PixArtSigmaPipeline) -> PixArtSigmaPipeline | PixArt
     )
     scheduler = DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear")
     return pipeline(
-        tokenizer=t5_tokenizer(), text_encoder=t5(), vae=vae(), transformer=transformer, scheduler=scheduler
+        tokenizer=t5_tokenizer(), text_encoder=t5(), vae=tiny_vae(), transformer=transformer, scheduler=scheduler
     )
 
 
@@ -189,41 +163,28 @@ def stable_diffusion_3(with_t5: bool = True) -> StableDiffusion3Pipeline:
     transformer = SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
-        in_channels=4,
+        in_channels=16,
         num_layers=2,
         attention_head_dim=8,
         num_attention_heads=2,
         caption_projection_dim=16,
         joint_attention_dim=32,
         pooled_projection_dim=32,
-        out_channels=4,
+        out_channels=16,
         dual_attention_layers=(0,),
         qk_norm="rms_norm",
     )
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=vae(shift=0.06),
-        text_encoder=clip(projected=True),
-        text_encoder_2=clip(projected=True),
-        text_encoder_3=t5_of_width(32) if with_t5 else None,
+        vae=tiny_vae(16, shift=0.06),
+        text_encoder=tiny_clip(projected=True),
+        text_encoder_2=tiny_clip(projected=True),
+        text_encoder_3=t5(32) if with_t5 else None,
         tokenizer=tiny_tokenizer(),
         tokenizer_2=tiny_tokenizer(),
         tokenizer_3=t5_tokenizer() if with_t5 else None,
     )
-
-
-def t5_of_width(width: int) -> T5EncoderModel:
-    config = T5Config(
-        vocab_size=len(t5_tokenizer()),
-        d_model=width,
-        d_kv=8,
-        d_ff=32,
-        num_layers=1,
-        num_heads=2,
-        is_encoder_decoder=False,
-    )
-    return T5EncoderModel(config).eval()
 
 
 def flux(guidance_embeds: bool = True) -> FluxPipeline:
@@ -241,8 +202,8 @@ def flux(guidance_embeds: bool = True) -> FluxPipeline:
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
     pipeline = FluxPipeline(
         scheduler=scheduler,
-        vae=vae(channels=4, shift=0.06),
-        text_encoder=clip(),
+        vae=tiny_vae(channels=4, shift=0.06),
+        text_encoder=tiny_clip(),
         tokenizer=tiny_tokenizer(),
         text_encoder_2=t5(),
         tokenizer_2=t5_tokenizer(),

@@ -37,7 +37,7 @@ class Case:
 CASES = {
     "lora-150": Case(FILES_DIR / "lora-150.safetensors"),
     "lora-150-kohya": Case(FILES_DIR / "lora-150-kohya.safetensors"),
-    "lora-150-off": Case(FILES_DIR / "lora-150.safetensors", scale=0.0),
+    "lora-150-off": Case(FILES_DIR / "lora-150.safetensors", "cat", scale=0.0),
     "lora-600": Case(FILES_DIR / "lora-600.safetensors"),
     "lora-copying": Case(FILES_DIR / "lora-copying.safetensors"),
     "textual-inversion": Case(FILES_DIR / "textual-inversion.safetensors", "<my-cat>"),

@@ -124,11 +124,12 @@ class Model:
     num_parameters: int
 
 
-def opened(one: Given, base: Base, scale: float = 1.0, any_base: bool = False) -> Model:
+def opened(one: Given, base: Base, scale: float = 1.0, any_base: bool = False, config: str | None = None) -> Model:
     """The customized model of a file or folder.
 
     Args:
         scale: how strongly it acts, where it is no adapter of ours.
+        config: of the base, where that is a single file.
 
     Raises:
         UserError: it does not fit the base.
@@ -136,7 +137,7 @@ def opened(one: Given, base: Base, scale: float = 1.0, any_base: bool = False) -
     if one.words is None:
         adapter = load_adapter(one.found.path, base, any_base)
         return Model(adapter, None, adapter.num_parameters)
-    own, token = customized(one.found, base.id, base.device, base.dtype, scale)
+    own, token = customized(one.found, base.id, base.device, base.dtype, scale, config)
     words = one.words
     if token and one.found.trigger:  # a word of several vectors is several words to the text model
         words = words.replace(one.found.trigger, token)

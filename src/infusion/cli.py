@@ -9,8 +9,9 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +21,15 @@ from typer.core import TyperCommand
 
 from infusion.cli_audit import audit
 from infusion.cli_hub import push
-from infusion.cli_measure import DEFAULT_CLIP, DEFAULT_ENCODER, benchmark, load_base_on, report
+from infusion.cli_measure import (
+    BASES,
+    DEFAULT_CLIP,
+    DEFAULT_ENCODER,
+    BaseConfigOption,
+    benchmark,
+    load_base_on,
+    report,
+)
 from infusion.cli_prepare import CropOption, SegmenterOption, find_masks, prepare
 from infusion.cli_toybox import toybox
 from infusion.errors import UserError, all_at_once, nearest, noting
@@ -36,9 +45,10 @@ if TYPE_CHECKING:
     from infusion.launch import Processes
     from infusion.masks import SubjectMask
     from infusion.methods import Adapter
+    from infusion.report import Preview
     from infusion.showcase import TrainingRecord
     from infusion.stopping import Kept, SelfCheck
-    from infusion.training import TrainingSettings
+    from infusion.training import Progress
 
 MAX_SEEDS = 10_000
 DEMO_LEARNING_RATE = "0.03"  # the embedded model wants more than the published 0.01
@@ -96,7 +106,6 @@ class _SettingsCommand(TyperCommand):
 
 
 Setting = Annotated[str | None, typer.Option(metavar="VALUE", show_default=False)]
-BaseOption = Annotated[str, typer.Option(metavar="NAME", help='"toybox", a folder, or a hub id.')]
 DeviceOption = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps ... [default: the fastest there is]"),
@@ -118,7 +127,8 @@ def train(
         typer.Option(help="What prompts call it: my-cat, for <my-cat>. [default: the folder's name]"),
     ] = None,
     method: Annotated[str | None, typer.Option(metavar="NAME", show_default=False)] = None,
-    base: BaseOption = "toybox",
+    base: Annotated[str, typer.Option(metavar="NAME", help=BASES)] = "toybox",
+    base_config: BaseConfigOption = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="The adapter file. [default: NAME.safetensors]"),
@@ -193,7 +203,9 @@ def train(
 
     mistakes: list[str] = []
     with noting(mistakes):
-        together = processes(report_to, Path("logs"), device)
+        team = processes(report_to, Path("logs"), device)
+        if stop == "auto" and team.num > 1:
+            raise UserError("--stop auto works in one process: leave it out, or train without accelerate launch.")
     with noting(mistakes):
         recipe, settings = _settings(context.params, set_ or [], config)
     with noting(mistakes):
@@ -216,9 +228,7 @@ def train(
         raise all_at_once(mistakes, "this command")
     assert output is not None
 
-    if stop == "auto" and together.num > 1:
-        raise UserError("--stop auto works in one process: leave it out, or train without accelerate launch.")
-    first = together.is_first
+    first = team.is_first
     console = plain_console(quiet=not first)
     for warning in concept.warnings if first else ():
         print(f"warning: {warning}", file=sys.stderr)
@@ -236,8 +246,8 @@ def train(
         console.print(f"Going on from {checkpoint}; --no-resume starts anew.")
     elif first:
         _remove(checkpoint, kept_path)
-    together.wait()
-    model = load_base_on(console, base, together.device or device, PRECISIONS[mixed_precision])
+    team.wait()
+    model = load_base_on(console, base, team.device or device, PRECISIONS[mixed_precision], base_config)
     if gradient_checkpointing:
         model.network.enable_gradient_checkpointing()
 
@@ -245,6 +255,7 @@ def train(
     from infusion.masks import subject_masks
     from infusion.report import write_page
     from infusion.showcase import training_page
+    from infusion.training import train as train_steps
 
     if recipe.masked_loss:
         concept = find_masks(concept, model, segmenter)
@@ -255,28 +266,18 @@ def train(
         rule = None
         if stop == "auto":
             rule = _stop_rule(console, model, concept, clip, encoder, kept_path)
-        together.report({"method": recipe.name} | dataclasses.asdict(recipe) | dataclasses.asdict(settings))
-        preview_steps = preview_steps if first else None
-        record = _learn(
-            console,
-            model,
-            adapter,
-            concept,
-            settings,
-            checkpoint,
-            found,
-            output,
-            preview_steps,
-            rule,
-            crop,
-            together,
-        )
+        team.report({"method": recipe.name} | dataclasses.asdict(recipe) | dataclasses.asdict(settings))
+        prior = _class_latents(console, model, adapter)
+        steps = train_steps(model, adapter, concept, settings, checkpoint, found, prior, crop, team)
+        previews_dir = output.with_suffix(".previews")
+        preview = partial(_preview, model, adapter, previews_dir, preview_steps) if first and preview_steps else None
+        record = _learn(console, steps, adapter, rule, preview, team)
     except KeyboardInterrupt:
         resumable = f"What was learnt is kept in {checkpoint}; the same command goes on from there."
         console.print(f"Interrupted. {resumable if checkpoint.exists() else 'Nothing was learnt yet.'}")
         raise typer.Exit(_INTERRUPTED) from None
     finally:
-        together.close()
+        team.close()
     if not first:
         return
     used = dataclasses.asdict(settings) | {"mixed_precision": mixed_precision, "crop": crop}
@@ -313,8 +314,9 @@ def generate(
     seed: Annotated[str, typer.Option(help="One picture of each prompt for every seed: 42, 1,5,9 or 0..7.")] = "0",
     base: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help='"toybox", a folder, or a hub id. [default: the first concept\'s]'),
+        typer.Option(metavar="NAME", help=f"{BASES} [default: the first concept's]"),
     ] = None,
+    base_config: BaseConfigOption = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What the pictures are to keep away from.")] = None,
     num_inference_steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Steps of the sampler.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="Classifier-free guidance; 1 is none.")] = None,
@@ -361,7 +363,7 @@ def generate(
     if mistakes:
         raise all_at_once(mistakes, "this command")
 
-    model = load_base_on(console, base or (made_on[0] if made_on else "toybox"), device)
+    model = load_base_on(console, base or (made_on[0] if made_on else "toybox"), device, config=base_config)
     adapters = [load_adapter(path, model, any_base) for path in files]
     given = {
         "negative_prompt": negative_prompt,
@@ -578,31 +580,24 @@ def _check_choice(name: str, given: str, options: Iterable[str]) -> None:
 
 def _learn(
     console: "Console",
-    base: "Base",
+    training: "Generator[Progress, None, None]",
     adapter: "Adapter",
-    concept: "Concept",
-    settings: "TrainingSettings",
-    checkpoint: Path,
-    masks: "Sequence[SubjectMask] | None",
-    output: Path,
-    preview_steps: int | None,
     rule: "tuple[SelfCheck, Kept] | None",
-    crop: str,
-    together: "Processes",
+    preview: "Callable[[int], list[Preview]] | None",
+    team: "Processes",
 ) -> "TrainingRecord":
-    """Train with a progress bar. KeyboardInterrupt, with a checkpoint written, when it was asked to stop."""
-    from infusion.report import Preview, format_seconds
+    """Train with a progress bar. KeyboardInterrupt, with a checkpoint written, when it was asked to stop.
+
+    preview: the pictures to show of a step, if any.
+    """
+    from infusion.report import format_seconds
     from infusion.showcase import TrainingRecord
     from infusion.stopping import train_until_best
     from infusion.terminal import progress_bar
-    from infusion.training import train as train_steps
 
     record = TrainingRecord()
-    previews_dir = output.with_suffix(".previews")
     recent: deque[float] = deque(maxlen=50)
     started = time.monotonic()
-    prior = _class_latents(console, base, adapter)
-    training = train_steps(base, adapter, concept, settings, checkpoint, masks, prior, crop, together)
     steps = train_until_best(training, adapter, *rule) if rule else ((now, None) for now in training)
     kept = rule[1] if rule else None
     # Closing it writes the checkpoint.
@@ -613,13 +608,12 @@ def _learn(
             record.images_per_second = now.images_per_second
             speed = f"{now.images_per_second:.1f} images/s, {format_seconds(now.seconds_left)} left"
             advance(now.step, now.max_train_steps, f"loss {sum(recent) / len(recent):.4f}, {speed}")
-            if preview_steps and now.step % preview_steps == 0:
-                images = _preview(base, adapter, previews_dir / f"step-{now.step:06}.png")
-                record.previews.append(Preview(now.step, images))
+            if preview:
+                record.previews += preview(now.step)
             if check and kept:
                 found = f"learnt {check.learnt:.0%}, prompt followed {check.followed:.0%}"
                 console.print(f"Step {check.step}: {found}; best so far: step {kept.best.step}.")
-            if together.any(asked_to_stop()) and now.step < now.max_train_steps:
+            if team.any(asked_to_stop()) and now.step < now.max_train_steps:
                 raise KeyboardInterrupt
     if kept and kept.states:
         record.kept_step = kept.best.step
@@ -660,14 +654,17 @@ def _class_latents(console: "Console", base: "Base", adapter: "Adapter") -> "Ten
     return draw_class(base, adapter.class_noun, method.num_class_images)
 
 
-def _preview(base: "Base", adapter: "Adapter", path: Path) -> "list[Image.Image]":
+def _preview(base: "Base", adapter: "Adapter", previews_dir: Path, every: int, step: int) -> "list[Preview]":
+    """Pictures after every so many steps, also written into a folder."""
     from infusion.files import save_png
     from infusion.pipeline import generate as generate_images
-    from infusion.report import grid
+    from infusion.report import Preview, grid
 
+    if step % every:
+        return []
     images = generate_images(base, f"a photo of a <{adapter.concept_name}>", [adapter], _PREVIEW_SEEDS)
-    save_png(grid(images, columns=len(images)), path)
-    return images
+    save_png(grid(images, columns=len(images)), previews_dir / f"step-{step:06}.png")
+    return [Preview(step, images)]
 
 
 def _draw(

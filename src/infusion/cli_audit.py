@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infusion.cli_measure import DEFAULT_CLIP, DEFAULT_ENCODER, TOYBOX, find_witnesses, load_base_on
+from infusion.cli_measure import (
+    BASES,
+    DEFAULT_CLIP,
+    DEFAULT_ENCODER,
+    TOYBOX,
+    BaseConfigOption,
+    find_witnesses,
+    load_base_on,
+)
 from infusion.errors import UserError, all_at_once, nearest, noting
 
 if TYPE_CHECKING:
@@ -37,8 +45,9 @@ def audit(
     ],
     base: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="What it was trained on: a folder, hub id or file. [default: what it says]"),
+        typer.Option(metavar="NAME", help=f"What it was trained on: {BASES} [default: an adapter's own]"),
     ] = None,
+    base_config: BaseConfigOption = None,
     class_noun: Annotated[
         str | None, typer.Option(help="What kind of thing was taught: cat. [default: what the file says]")
     ] = None,
@@ -127,7 +136,7 @@ def audit(
     assert name is not None and noun is not None
 
     console = plain_console()
-    model = load_base_on(console, name, device)
+    model = load_base_on(console, name, device, config=base_config)
     plan = plan_for(noun, name == TOYBOX, quick, seeds, wanted)
     witnesses, names = find_witnesses(console, name, clip, encoder)
 
@@ -139,11 +148,11 @@ def audit(
     curve = None
     if is_run:
         assert concept is not None
-        curve, found = _curve(console, shared, found, concept, scale)
+        curve, found = _curve(console, shared, found, concept, scale, base_config)
     if beside_infusion:
         assert concept is not None
         found = [*found, _infusion(console, model, concept, work_dir)]
-    audited = _audited(console, shared, found, scale, any_base)
+    audited = _audited(console, shared, found, scale, any_base, base_config)
     _write(console, audited, curve, page, json_path)
     exceeded = [f"{one.name}: {sentence}" for one in audited for limit in limits if (sentence := limit.sentence(one))]
     if exceeded:
@@ -253,7 +262,7 @@ def _check_outputs(page: Path, json_path: Path, work_dir: Path) -> None:
 
 
 def _curve(
-    console: "Console", shared: "Audit", run: "Sequence[Given]", concept: "Concept", scale: float
+    console: "Console", shared: "Audit", run: "Sequence[Given]", concept: "Concept", scale: float, config: str | None
 ) -> "tuple[Curve, list[Given]]":
     """Every checkpoint looked at; then the one to keep and the last, to be measured in full."""
     from infusion.audit import curve, opened
@@ -269,7 +278,9 @@ def _curve(
             place = list(steps).index(check.step) + 1
             advance(place, len(steps), f"step {check.step}: learnt {check.learnt:.2f}, followed {check.followed:.2f}")
 
-        found = curve(rule, {step: partial(opened, one, base, scale) for step, one in steps.items()}, told)
+        found = curve(
+            rule, {step: partial(opened, one, base, scale, config=config) for step, one in steps.items()}, told
+        )
     console.print(f"The checkpoint to keep: step {found.kept.step}, {steps[found.kept.step].found.path}.")
     last = max(steps)
     kept = [steps[step] for step in dict.fromkeys([found.kept.step, last])]
@@ -295,7 +306,7 @@ def _infusion(console: "Console", base: "Base", concept: "Concept", work_dir: Pa
 
 
 def _audited(
-    console: "Console", shared: "Audit", found: "Sequence[Given]", scale: float, any_base: bool
+    console: "Console", shared: "Audit", found: "Sequence[Given]", scale: float, any_base: bool, config: str | None
 ) -> "list[Audited]":
     """Everything measured, one after another, with one bar."""
     from infusion.audit import opened
@@ -317,7 +328,7 @@ def _audited(
 
         shared.reference.report = count
         for one in found:
-            audited.append(shared.of(one, opened(one, shared.reference.base, scale, any_base), scale))
+            audited.append(shared.of(one, opened(one, shared.reference.base, scale, any_base, config), scale))
     return audited
 
 

@@ -27,6 +27,16 @@ _INTERRUPTED = 130
 _MOST_SEEDS = 1000
 _TOLD_FAILURES = 10
 
+BASES = '"toybox", a folder or hub id, or a checkpoint in one .safetensors file.'
+BaseConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="For a checkpoint in one file: a folder or hub id in the diffusers layout with its configuration. "
+        "[default: diffusers' choice, on the Hub]",
+    ),
+]
+
 
 def benchmark(
     spec: Annotated[
@@ -107,7 +117,9 @@ def _specification(spec: str) -> tuple[Path, Path]:
 # --- what is done ---
 
 
-def load_base_on(console: "Console", name: str, device: str | None, dtype: str = "float32") -> "Base":
+def load_base_on(
+    console: "Console", name: str, device: str | None, dtype: str = "float32", config: str | None = None
+) -> "Base":
     import torch
 
     from infusion.base import load_base
@@ -120,7 +132,7 @@ def load_base_on(console: "Console", name: str, device: str | None, dtype: str =
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise UserError(f'There is no device "{device}" here. Leave --device out, or give cpu.') from error
     console.print(f"Loading {name} ...")
-    return load_base(name, device, getattr(torch, dtype))
+    return load_base(name, device, getattr(torch, dtype), config)
 
 
 def find_witnesses(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from infusion.cli_measure import BASES, BaseConfigOption, load_base_on
 from infusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,13 +73,13 @@ def prepare(
     ] = None,
     segmenter: SegmenterOption = "auto",
     crop: CropOption = "square",
-    base: Annotated[str, typer.Option(metavar="NAME", help='"toybox", a folder, or a hub id.')] = "toybox",
+    base: Annotated[str, typer.Option(metavar="NAME", help=BASES)] = "toybox",
+    base_config: BaseConfigOption = None,
     device: Annotated[
         str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps ... [default: the fastest there is]")
     ] = None,
 ) -> None:
     """Show what training would see of a folder, and write it anew in one tidy layout."""
-    from infusion.cli_measure import load_base_on
     from infusion.concept import load_concept
     from infusion.concept_list import load_concepts
     from infusion.files import check_writable
@@ -92,7 +93,7 @@ def prepare(
     for path in sheets:
         check_writable(path)
     console = plain_console()
-    model = load_base_on(console, base, device)
+    model = load_base_on(console, base, device, config=base_config)
     for concept, path in zip(concepts, sheets, strict=True):
         for warning in concept.warnings:
             print(f"warning: {warning}", file=sys.stderr)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from infusion.adapter_file import load_adapter
 from infusion.base import Base, attached
+from infusion.base.cross_attention import cross_attentions
 from infusion.base.customization import Customized, scaled
 from infusion.base.edits import wrap_method
 from infusion.base.token_vectors import TokenVectors
@@ -170,6 +171,7 @@ class CustomizedPipeline:
         with attached(base, active) as denoiser:
             if not denoiser.streams or not any(tokens):
                 return self.pipeline(**given)
+            _check_perturbed(self.pipeline, base, given)
             denoiser.streams.rows = [row for row in tokens for _ in range(copies)]
             denoiser.streams.among_others = True
             with wrap_method(self.pipeline, "encode_prompt", _listening(denoiser)):
@@ -270,6 +272,16 @@ def _arguments(pipeline: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     for name in collected:
         given |= given.pop(name, {})
     return given
+
+
+def _check_perturbed(pipeline: Any, base: Base, given: Mapping[str, Any]) -> None:
+    """Perturbed joint attention treats the rows of a batch in two parts, of which neither can be told whose it is."""
+    is_perturbed = "pag_scale" in signature(pipeline.__call__).parameters and given.get("pag_scale") != 0
+    if is_perturbed and not cross_attentions(base.network):
+        raise UserError(
+            "Where image and text attend jointly, concepts and perturbed-attention guidance do not go together: give "
+            "pag_scale=0."
+        )
 
 
 def _listening(denoiser: Customized) -> Callable[..., Any]:

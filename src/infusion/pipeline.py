@@ -73,7 +73,7 @@ def sample_prompts(
     wanted = itertools.product(range(len(prompts)), seeds)
     while batch := list(itertools.islice(wanted, batch_size)):
         generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
-        noise = seeded_noise(generators, base.latent_shape, base.dtype).to(base.device)
+        noise = seeded_noise(generators, base.latent_shape, base.latent_dtype).to(base.device)
         with base.customized(*adapters) as denoiser:
             latents = sample(
                 denoiser,

@@ -1,4 +1,4 @@
-"""A folder or hub id in diffusers' layout -> Base: the frozen model; encode, predict, fingerprint."""
+"""A folder or hub id in diffusers' layout, or a single file -> Base: the frozen model; encode, predict, fingerprint."""
 
 import hashlib
 import json
@@ -19,6 +19,7 @@ from infusion.base.customization import Customization, attached
 from infusion.base.denoiser import Conditioning, Denoiser
 from infusion.base.families import Family, StableDiffusion, TextLayer, family_of, unwrapped
 from infusion.base.noise_schedule import noise_schedule
+from infusion.base.single_file import is_single_file, load_single_file
 from infusion.base.vocabulary import inverse_second_moment, typical_states
 from infusion.errors import UserError, first_line
 from infusion.prompts import parse_prompt
@@ -108,6 +109,11 @@ class Base:
         return self.network.dtype
 
     @property
+    def latent_dtype(self) -> torch.dtype:
+        """Precision in which latents are sampled."""
+        return torch.float32 if self.family.samples_in_fp32 else self.dtype
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the latents of a picture of the size the model was made for."""
         return self.family.latent_shape(self.pipeline)
@@ -167,9 +173,10 @@ class Base:
         return self.family
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The network's prediction, of the kind that `noise_schedule` names; [B, C, H, W]."""
+        """The network's prediction, of the kind that `noise_schedule` names; [B, C, H, W] in the latents' precision."""
         inputs = self.family.inputs(self.pipeline, noisy_latents.to(self.dtype), timesteps, conditioning)
-        return self.family.prediction(self.network(**inputs, return_dict=False)[0], noisy_latents)
+        output = self.network(**inputs, return_dict=False)[0]
+        return self.family.prediction(output, noisy_latents).to(noisy_latents.dtype)
 
     @contextmanager
     def customized(self, *adapters: Customization, borrows: Tensor | None = None) -> Iterator[Denoiser]:
@@ -223,23 +230,28 @@ def load_base(
     name_or_path: str | Path = TOYBOX,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    config: str | Path | None = None,
 ) -> Base:
-    """Load a base model: "toybox", a folder, or a hub id in diffusers' layout.
+    """Load a base model: "toybox", a folder or hub id in diffusers' layout, or a checkpoint in one .safetensors file.
 
     Args:
         device: by default the first CUDA device, Apple's, or the CPU.
         dtype: precision in which the frozen weights are held.
+        config: for one file: a folder or hub id in diffusers' layout whose configuration it has. By default diffusers'
+            choice by the file's weights, which it reads from the Hub, or from its cache.
 
     Raises:
-        UserError: nothing loadable is found there.
+        UserError: nothing loadable is found there; a config is given for what is no file.
     """
     name = str(name_or_path)
+    if config is not None and not is_single_file(name):
+        raise UserError(f'"{name}" brings its own configuration: give another one for a .safetensors file only.')
     try:
-        pipeline = _load_pipeline(TOYBOX_DIR if name == TOYBOX else name, dtype)
+        pipeline = _load_pipeline(str(TOYBOX_DIR) if name == TOYBOX else name, dtype, config)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f'No base model could be loaded from "{name}": {first_line(error)} Give "{TOYBOX}", or a folder or hub id '
-            "in the diffusers layout (with a model_index.json)."
+            f'No base model could be loaded from "{name}": {first_line(error)} Give "{TOYBOX}", a folder or hub id '
+            "in the diffusers layout (with a model_index.json), or a checkpoint in one .safetensors file."
         ) from error
     pipeline.vae.float()  # autoencoders overflow in fp16
     base = Base.from_pipeline(pipeline.to(device or _default_device()))
@@ -254,8 +266,10 @@ def load_base(
     return base
 
 
-def _load_pipeline(path: str | Path, dtype: torch.dtype) -> Any:
+def _load_pipeline(path: str, dtype: torch.dtype, config: str | Path | None) -> Any:
     """Without the parts that only look at finished pictures."""
+    if is_single_file(path):
+        return load_single_file(path, None if config is None else str(config), dtype)
     unneeded = DiffusionPipeline.load_config(path).keys() & {"safety_checker", "feature_extractor", "image_encoder"}
     options: dict[str, Any] = dict.fromkeys(unneeded)
     if "safety_checker" in unneeded:

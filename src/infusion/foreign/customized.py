@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from infusion.base import Base, load_base
+from infusion.base.model import TOYBOX, TOYBOX_DIR, is_single_file
 from infusion.errors import UserError, first_line
 from infusion.foreign.found import Found
 from infusion.foreign.layer_names import PARTS, LayerNames
@@ -24,6 +25,7 @@ def customized(
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     scale: float = 1.0,
+    config: str | Path | None = None,
 ) -> tuple[Base, str | None]:
     """A model in which a customization is in effect, and what its prompts say for the trigger.
 
@@ -34,6 +36,7 @@ def customized(
         found: what `inspect` said.
         base_name_or_path: what it is laid on, as `load_base` takes it; of no part for a whole pipeline.
         scale: how strongly; a Textual Inversion and a whole pipeline are there or not, 1 or 0.
+        config: of the base, where that is a single file. A customized single file has the base's configuration.
 
     Returns:
         the model, and the words that its prompts read for `found.trigger` (for words with several vectors, that is a
@@ -48,11 +51,11 @@ def customized(
         raise UserError(f"{found.path} is an adapter of this package: load it with load_adapter.")
     if scale not in (0, 1) and found.kind in ("textual inversion", "pipeline", "single-file checkpoint"):
         raise UserError(f"A {found.kind} is there or not, so it has no strength of {scale:g}: give 1 or 0.")
-    if found.kind in ("pipeline", "single-file checkpoint"):
-        return _whole_model(found.path, device, dtype) if scale else load_base(
-            base_name_or_path, device, dtype
-        ), found.trigger
-    base = load_base(base_name_or_path, device, dtype)
+    if scale and found.kind == "pipeline":
+        return _whole_model(found.path, device, dtype), found.trigger
+    if scale and found.kind == "single-file checkpoint":
+        return _whole_model(found.path, device, dtype, config or _configuration(base_name_or_path)), found.trigger
+    base = load_base(base_name_or_path, device, dtype, config)
     if scale == 0:
         return base, found.trigger
     base.id = str(found.path)
@@ -69,9 +72,16 @@ def customized(
     return base, added[0] if len(added) == 1 else found.trigger
 
 
-def _whole_model(path: Path, device: str | torch.device | None, dtype: torch.dtype) -> Base:
+def _configuration(base: str | Path) -> str | Path | None:
+    """Where the configuration of a base is; None of a single file, which has none."""
+    return TOYBOX_DIR if base == TOYBOX else None if is_single_file(str(base)) else base
+
+
+def _whole_model(
+    path: Path, device: str | torch.device | None, dtype: torch.dtype, config: str | Path | None = None
+) -> Base:
     try:
-        return load_base(path, device, dtype)
+        return load_base(path, device, dtype, config)
     except (UserError, MemoryError):
         raise
     except Exception as error:  # a library may stumble over a foreign file in any way

@@ -40,6 +40,7 @@ class Family(ABC):
     architecture: the name in ModelSpec's catalogue. network: the name of the denoiser among the pipeline's parts.
     shared_inputs: arguments of the network that have no entry for each row. masks_text: whether its attention leaves
     out the tokens that `Conditioning.attention_mask` says are not read. optional_parts: what a pipeline may lack.
+    samples_in_fp32: whether its pipelines keep latents in fp32 while they sample, whatever the network's precision.
     """
 
     architecture: str
@@ -49,6 +50,7 @@ class Family(ABC):
     shared_inputs: ClassVar[tuple[str, ...]] = ()
     masks_text: ClassVar[bool] = False
     optional_parts: ClassVar[tuple[str, ...]] = ()
+    samples_in_fp32: ClassVar[bool] = False
 
     @property
     def needed_parts(self) -> tuple[str, ...]:
@@ -132,15 +134,17 @@ def is_cross_attention(_path: str, module: nn.Module) -> bool:
     return isinstance(module, Attention) and bool(module.is_cross_attention)
 
 
-def cut(tokenizer: Any, prompts: Sequence[Prompt], max_length: int | None = None) -> tuple[Tensor, list[ConceptTokens]]:
+def tokenized(
+    tokenizer: Any, prompts: Sequence[Prompt], max_length: int | None = None
+) -> tuple[Tensor, list[ConceptTokens]]:
     """Token ids [B, T] of one tokenizer, and each prompt's concept tokens."""
     encoded, concept_tokens = tokenize(tokenizer, prompts, max_length)
     return encoded.input_ids, concept_tokens
 
 
-def default_length(pipeline: Any) -> int:
-    """How many tokens `encode_prompt` reads where the person does not say."""
-    return signature(type(pipeline).encode_prompt).parameters["max_sequence_length"].default
+def call_default(pipeline: Any, name: str) -> Any:
+    """An argument of a call of the pipeline, where the person does not say."""
+    return signature(type(pipeline).__call__).parameters[name].default
 
 
 def texts_of(prompts: Sequence[Prompt]) -> list[str]:

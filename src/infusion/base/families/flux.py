@@ -15,9 +15,9 @@ from infusion.base.families.family import (
     TextLayer,
     attention_layers,
     calculated_shift,
-    cut,
-    default_length,
+    call_default,
     texts_of,
+    tokenized,
 )
 from infusion.base.families.stable_diffusion_3 import JOINT
 from infusion.prompts import ConceptTokens, Prompt
@@ -46,7 +46,8 @@ class Flux(Family):
         return attention_layers(network, joint, **JOINT) | attention_layers(network, single, borrowed=("to_q", "to_k"))
 
     def tokenize(self, pipeline: Any, prompts: Sequence[Prompt], **options: Any) -> tuple[Tensor, list[ConceptTokens]]:
-        return cut(pipeline.tokenizer_2, prompts, options.get("max_sequence_length") or default_length(pipeline))
+        length = options.get("max_sequence_length") or call_default(pipeline, "max_sequence_length")
+        return tokenized(pipeline.tokenizer_2, prompts, length)
 
     def encode(self, pipeline: Any, prompts: Sequence[Prompt]) -> Conditioning:
         device, dtype = pipeline.transformer.device, pipeline.transformer.dtype

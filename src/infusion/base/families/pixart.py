@@ -11,10 +11,10 @@ from infusion.base.families.family import (
     Family,
     TextLayer,
     attention_layers,
-    cut,
-    default_length,
+    call_default,
     is_cross_attention,
     texts_of,
+    tokenized,
 )
 from infusion.prompts import ConceptTokens, Mention, Prompt
 
@@ -27,8 +27,8 @@ class PixArt(Family):
         return attention_layers(network, is_cross_attention)
 
     def tokenize(self, pipeline: Any, prompts: Sequence[Prompt], **options: Any) -> tuple[Tensor, list[ConceptTokens]]:
-        length = options.get("max_sequence_length") or default_length(pipeline)
-        return cut(pipeline.tokenizer, [lowered(prompt) for prompt in prompts], length)
+        length = options.get("max_sequence_length") or call_default(pipeline, "max_sequence_length")
+        return tokenized(pipeline.tokenizer, [lowered(prompt) for prompt in prompts], length)
 
     def encode(self, pipeline: Any, prompts: Sequence[Prompt]) -> Conditioning:
         device, dtype = pipeline.transformer.device, pipeline.transformer.dtype

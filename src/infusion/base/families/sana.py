@@ -1,7 +1,6 @@
 """Sana: a linear transformer with cross-attention to a Gemma text model, which reads an instruction first."""
 
 from collections.abc import Sequence
-from inspect import signature
 from typing import Any
 
 import torch
@@ -12,10 +11,11 @@ from infusion.base.families.family import (
     Family,
     TextLayer,
     attention_layers,
-    cut,
+    call_default,
     is_cross_attention,
     shifted,
     texts_of,
+    tokenized,
 )
 from infusion.base.families.pixart import lowered
 from infusion.prompts import ConceptTokens, Mention, Prompt
@@ -26,6 +26,7 @@ _OPTIONS = ("max_sequence_length", "complex_human_instruction")
 class Sana(Family):
     architecture = "sana"
     masks_text = True
+    samples_in_fp32 = True
 
     def text_layers(self, network: nn.Module) -> dict[str, TextLayer]:
         return attention_layers(network, is_cross_attention)
@@ -36,7 +37,8 @@ class Sana(Family):
         length, instruction = (options[name] for name in _OPTIONS)
         prefix = "\n".join(instruction or ())
         read = len(pipeline.tokenizer.encode(prefix)) + length - 2 if prefix else length
-        ids, concept_tokens = cut(pipeline.tokenizer, [_after(prefix, lowered(prompt)) for prompt in prompts], read)
+        whole = [_after(prefix, lowered(prompt)) for prompt in prompts]
+        ids, concept_tokens = tokenized(pipeline.tokenizer, whole, read)
         kept = shifted(concept_tokens, length - read)
         assert all(at > 0 for row in kept for tokens in row.values() for at in tokens)
         return torch.cat([ids[:, :1], ids[:, 1 - length :]], dim=1), kept
@@ -69,6 +71,4 @@ def _after(prefix: str, prompt: Prompt) -> Prompt:
 
 
 def _defaults(pipeline: Any) -> dict[str, Any]:
-    """What a call of the pipeline says of prompts, where the person says nothing."""
-    parameters = signature(type(pipeline).__call__).parameters
-    return {name: parameters[name].default for name in _OPTIONS}
+    return {name: call_default(pipeline, name) for name in _OPTIONS}

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from infusion.base.denoiser import Conditioning
-from infusion.base.families.family import Family, TextLayer, attention_layers, cut, is_cross_attention
+from infusion.base.families.family import Family, TextLayer, attention_layers, is_cross_attention, tokenized
 from infusion.prompts import ConceptTokens, Prompt, tokenize
 
 
@@ -22,7 +22,7 @@ class StableDiffusion(Family):
         return attention_layers(network, is_cross_attention)
 
     def tokenize(self, pipeline: Any, prompts: Sequence[Prompt], **options: Any) -> tuple[Tensor, list[ConceptTokens]]:
-        return cut(pipeline.tokenizer, prompts)
+        return tokenized(pipeline.tokenizer, prompts)
 
     def encode(self, pipeline: Any, prompts: Sequence[Prompt]) -> Conditioning:
         encoded, concept_tokens = tokenize(pipeline.tokenizer, prompts)

@@ -12,13 +12,13 @@ from infusion.base.families.family import (
     TextLayer,
     attention_layers,
     calculated_shift,
-    cut,
-    default_length,
+    call_default,
     joined,
     shifted,
     texts_of,
+    tokenized,
 )
-from infusion.base.families.stable_diffusion_xl import cut_alike
+from infusion.base.families.stable_diffusion_xl import tokenized_alike
 from infusion.prompts import ConceptTokens, Prompt
 
 JOINT: dict[str, Any] = {
@@ -43,10 +43,11 @@ class StableDiffusion3(Family):
 
     def tokenize(self, pipeline: Any, prompts: Sequence[Prompt], **options: Any) -> tuple[Tensor, list[ConceptTokens]]:
         """A noun stands twice: in the states of the CLIP models, side by side, and in those of the T5 after them."""
-        ids, concept_tokens = cut_alike(pipeline, prompts)
+        ids, concept_tokens = tokenized_alike(pipeline, prompts)
         if pipeline.text_encoder_3 is None:
             return ids, concept_tokens
-        third = cut(pipeline.tokenizer_3, prompts, options.get("max_sequence_length") or default_length(pipeline))[1]
+        length = options.get("max_sequence_length") or call_default(pipeline, "max_sequence_length")
+        third = tokenized(pipeline.tokenizer_3, prompts, length)[1]
         return ids, joined(concept_tokens, shifted(third, pipeline.tokenizer_max_length))
 
     def encode(self, pipeline: Any, prompts: Sequence[Prompt]) -> Conditioning:

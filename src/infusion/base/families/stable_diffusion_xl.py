@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from infusion.base.denoiser import Conditioning
-from infusion.base.families.family import Family, TextLayer, attention_layers, cut, is_cross_attention, texts_of
+from infusion.base.families.family import Family, TextLayer, attention_layers, is_cross_attention, texts_of, tokenized
 from infusion.errors import UserError
 from infusion.prompts import ConceptTokens, Prompt
 
@@ -23,7 +23,7 @@ class StableDiffusionXL(Family):
         return attention_layers(network, is_cross_attention)
 
     def tokenize(self, pipeline: Any, prompts: Sequence[Prompt], **options: Any) -> tuple[Tensor, list[ConceptTokens]]:
-        return cut_alike(pipeline, prompts)
+        return tokenized_alike(pipeline, prompts)
 
     def encode(self, pipeline: Any, prompts: Sequence[Prompt]) -> Conditioning:
         device, dtype = pipeline.unet.device, pipeline.unet.dtype
@@ -56,13 +56,13 @@ class StableDiffusionXL(Family):
         }
 
 
-def cut_alike(pipeline: Any, prompts: Sequence[Prompt]) -> tuple[Tensor, list[ConceptTokens]]:
+def tokenized_alike(pipeline: Any, prompts: Sequence[Prompt]) -> tuple[Tensor, list[ConceptTokens]]:
     """Tokens of two CLIP text models whose states stand side by side, so that they must agree.
 
     Raises:
         UserError: they do not.
     """
-    ids, first = cut(pipeline.tokenizer, prompts)
-    if cut(pipeline.tokenizer_2, prompts)[1] != first:
+    ids, first = tokenized(pipeline.tokenizer, prompts)
+    if tokenized(pipeline.tokenizer_2, prompts)[1] != first:
         raise UserError("The two CLIP text models of this base cut its class nouns into different tokens.")
     return ids, first
