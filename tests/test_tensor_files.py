@@ -194,7 +194,7 @@ def test_pickles_that_claim_much(tmp_path, payload):
 def test_a_pickle_without_end_to_walk(tmp_path):
     thing = {"x": "y"}
     for _ in range(60):
-        thing = {letter: thing for letter in "abcdefgh"}
+        thing = dict.fromkeys("abcdefgh", thing)
     (tmp_path / "x.pt").write_bytes(archive(pickle.dumps(thing, protocol=2)))
     with pytest.raises(UserError, match="holds no tensor"):
         inspect(tmp_path / "x.pt")
