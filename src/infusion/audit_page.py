@@ -5,7 +5,7 @@ Every page is a single HTML file like that of `infusion.report`: no script, noth
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -238,8 +238,8 @@ class Compared:
     def figure(self, row: str, name: str) -> Figure | None:
         if row != BASE:
             return self.audited[row].figure(name)
-        base = next(iter(self.audited.values())).untouched.measures.get(name)
-        return base if base and math.isfinite(base.value) else None
+        first = next(iter(self.audited.values()))
+        return replace(first, own=first.untouched).figure(name)
 
 
 def unique_names(audited: Sequence[Audited]) -> list[str]:
@@ -285,7 +285,7 @@ def render_audits(
         style=_style(),
         first=first,
         rows=[_row(one, name, page) for (name, one), page in zip(compared.audited.items(), pages, strict=True)],
-        axes=[(name, axis.sentence) for name, axis in AXES.items()],
+        axes=[(answer.question, AXES[answer.axis].sentence) for answer in answers(first) if answer.axis],
         plots=scatter_plots(compared),
         curve=_curve(checks, kept) if kept else None,
         kept=kept,
