@@ -1,6 +1,10 @@
-"""Every method, trained twice as long as in the benchmark -> is the step that `--stop auto` keeps better than others?
+"""Every method, trained longer than in the benchmark -> is the step that `--stop auto` keeps better than others?
 
     python benchmarks/toybox/stop_rule.py benchmarks/toybox/full.toml -o benchmarks/toybox/full
+    python benchmarks/toybox/stop_rule.py benchmarks/toybox/full.toml -o benchmarks/audit --name run --rows lora \\
+        --individuals 20 --first-individual 43000 --times-longer 4 --every 50
+
+The second is a run of twelve checkpoints as people have them, of which `infusion audit` chooses among all.
 
 The rule watches with the toybox's encoders a, and ends a training as the command line does. Every step it looks at is
 also judged by the encoders and judges b, on prompts that the rule does not draw and with other seeds; what the rule
@@ -12,7 +16,7 @@ and facts. Individuals are not those of the benchmark. Results are kept one by o
 import argparse
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -36,12 +40,12 @@ from infusion.evaluation import drawn_with, learnt, prompts_kept
 from infusion.files import whole_file
 from infusion.intervals import mean
 from infusion.methods import Adapter
-from infusion.stopping import EVERY, PATIENCE, PROMPTS, Check, Kept, SelfCheck
+from infusion.stopping import EVERY, PATIENCE, PROMPTS, Check, Kept, SelfCheck, choose
 from infusion.terminal import no_loading_bars
 from infusion.training import train
 
 FIRST_INDIVIDUAL = 31_000
-LONGER = 2
+RULES = {"auto": "the step that --stop auto keeps", "pick": "the best of all checkpoints, as the audit picks"}
 OTHERS = {"last": "the last step", "lowest_loss": "the step of the lowest training loss"}
 
 
@@ -72,11 +76,11 @@ def kept_by_the_rule(checks: Sequence[Check]) -> Check:
     return kept.best
 
 
-def followed(shop: Workshop, row: Row, individual: Individual) -> dict[str, Any]:
+def followed(shop: Workshop, row: Row, individual: Individual, longer: int, every: int) -> dict[str, Any]:
     """One training with its checks, and the judgement at each."""
     concept = concept_of(individual)
     rule = SelfCheck(shop.base, concept, load_clip("toybox-a"), load_image_encoder("toybox-a"))
-    method = replace(row.method, max_train_steps=LONGER * row.method.max_train_steps)
+    method = replace(row.method, max_train_steps=longer * row.method.max_train_steps)
     adapter = method.adapter(shop.base, concept)
     prior = None
     if method.prior_preservation_weight:
@@ -84,8 +88,8 @@ def followed(shop: Workshop, row: Row, individual: Individual) -> dict[str, Any]
     checks, told, losses = [], {}, []
     for now in train(shop.base, adapter, concept, row.training, class_latents=prior):
         losses.append(now.loss)
-        if now.step % EVERY == 0:
-            checks.append(rule(adapter, now.step, sum(losses[-EVERY:]) / EVERY))
+        if now.step % every == 0:
+            checks.append(rule(adapter, now.step, sum(losses[-every:]) / every))
             told[now.step] = judged(shop, adapter, individual)
     return {
         "row": row.name,
@@ -100,6 +104,7 @@ def kept_steps(checks: Sequence[Check]) -> dict[str, int]:
     """The step that every rule keeps."""
     return {
         "auto": kept_by_the_rule(checks).step,
+        "pick": choose(checks, [check.step for check in checks]).step,
         "last": checks[-1].step,
         "lowest_loss": min(checks, key=lambda check: check.loss).step,
     }
@@ -118,32 +123,40 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     rows = sorted({result["row"] for result in results})
     checks = []
-    for other, words in OTHERS.items():
-        gains = {(one["row"], one["individual"]): scores(one)["auto"] - scores(one)[other] for one in results}
-        individuals = sorted({individual for _, individual in gains})
-        together = []
-        for individual in individuals:
-            own = [gain for (_, whose), gain in gains.items() if whose == individual]
-            together.append(sum(own) / len(own))
-        for name, some in [(None, together), *((row, [g for (r, _), g in gains.items() if r == row]) for row in rows)]:
-            figure = mean(some)
-            checks.append(
-                {
-                    "name": f"{name or 'all methods'}: auto against {words}",
-                    "sentence": "Judged score (harmonic mean of identity and facts) at the step the rule keeps, less "
-                    f"that at {words}; interval over individuals.",
-                    "passed": None if name else figure.low > 0,
-                    **figure._asdict(),
-                }
-            )
-    return {"checks": checks, "every": EVERY, "patience": PATIENCE, "times_longer": LONGER}
+    for rule, kept in RULES.items():
+        for other, words in OTHERS.items():
+            gains = {(one["row"], one["individual"]): scores(one)[rule] - scores(one)[other] for one in results}
+            for row in (None, *rows):
+                figure = mean(_by_individual(gains, row))
+                checks.append(
+                    {
+                        "name": f"{row or 'all methods'}: {rule} against {words}",
+                        "sentence": f"Judged score (harmonic mean of identity and facts) of {kept}, less that of "
+                        f"{words}; interval over individuals.",
+                        "passed": None if row else figure.low > 0,
+                        **figure._asdict(),
+                    }
+                )
+    return {"checks": checks, "patience": PATIENCE}
+
+
+def _by_individual(gains: Mapping[tuple[str, int], float], row: str | None) -> list[float]:
+    """Gains of one row, or the means over all rows, individual by individual."""
+    individuals = sorted({individual for _, individual in gains})
+    own = [[gain for (name, whose), gain in gains.items() if whose == i and row in (None, name)] for i in individuals]
+    return [sum(some) / len(some) for some in own if some]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("specification", type=Path)
     parser.add_argument("-o", "--output-dir", type=Path, required=True)
+    parser.add_argument("--name", default="stop_rule", help="of the results")
+    parser.add_argument("--rows", nargs="+", help="some of the specification's")
     parser.add_argument("--individuals", type=int, default=5)
+    parser.add_argument("--first-individual", type=int, default=FIRST_INDIVIDUAL)
+    parser.add_argument("--times-longer", type=int, default=2)
+    parser.add_argument("--every", type=int, default=EVERY, help="steps between checks")
     parser.add_argument("--part", default="1/1", help="2/2: the second of two processes that share the work")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -154,22 +167,26 @@ def main() -> None:
     ground = Ground.of(spec, base)
     shop = Workshop(spec, arguments.output_dir, base, witnesses_of(spec.judges), ground)
     classes = list(dict.fromkeys(one.class_noun for one in spec.individuals))
-    individuals = [Individual(FIRST_INDIVIDUAL + n, classes[n % len(classes)]) for n in range(arguments.individuals)]
+    individuals = [
+        Individual(arguments.first_individual + n, classes[n % len(classes)]) for n in range(arguments.individuals)
+    ]
+    longer, every = arguments.times_longer, arguments.every
+    rows = [row for row in spec.rows if arguments.rows is None or row.name in arguments.rows]
     part, parts = (int(number) for number in arguments.part.split("/"))
     wanted = {}
-    for row, individual in [(row, one) for one in individuals for row in spec.rows]:
-        facts: list[Any] = [LONGER, EVERY, PROMPTS, asdict(ground), asdict(spec.plan), asdict(individual)]
+    for row, individual in [(row, one) for one in individuals for row in rows]:
+        facts: list[Any] = [longer, every, PROMPTS, asdict(ground), asdict(spec.plan), asdict(individual)]
         facts += [asdict(row.method), asdict(row.training)]
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-        wanted[arguments.output_dir / "stop_rule" / row.name / f"{individual.seed}-{key}.json"] = row, individual
+        wanted[arguments.output_dir / arguments.name / row.name / f"{individual.seed}-{key}.json"] = row, individual
     for path, (row, individual) in list(wanted.items())[part - 1 :: parts]:
         if not path.exists():
-            told = followed(shop, row, individual)
+            told = followed(shop, row, individual, longer, every)
             with whole_file(path) as temporary:
                 temporary.write_text(json.dumps(told, indent=1) + "\n")
             print(row.name, individual.seed, scores(json.loads(path.read_text())), flush=True)
     results = [json.loads(path.read_text()) for path in wanted if path.exists()]
-    with whole_file(arguments.output_dir / "stop_rule.json") as temporary:
+    with whole_file(arguments.output_dir / f"{arguments.name}.json") as temporary:
         temporary.write_text(json.dumps(summary(results), indent=1) + "\n")
 
 

@@ -23,12 +23,11 @@ from infusion.cli_audit import audit
 from infusion.cli_hub import push
 from infusion.cli_measure import (
     BASES,
-    DEFAULT_CLIP,
-    DEFAULT_ENCODER,
     BaseConfigOption,
     benchmark,
     load_base_on,
     report,
+    watching_encoders,
 )
 from infusion.cli_prepare import CropOption, SegmenterOption, find_masks, prepare
 from infusion.cli_toybox import toybox
@@ -625,13 +624,11 @@ def _learn(
 def _stop_rule(
     console: "Console", base: "Base", concept: "Concept", clip: str | None, encoder: str | None, kept_path: Path
 ) -> "tuple[SelfCheck, Kept]":
-    """Who looks at the pictures of a training that stops by itself, and what it found before; set b of the toybox is
-    left to judge the result."""
+    """Who looks at the pictures of a training that stops by itself, and what it found before."""
     from infusion.encoders import load_clip, load_image_encoder
     from infusion.stopping import Kept, SelfCheck, looked_with
 
-    defaults = ("toybox-a", "toybox-a") if base.id == "toybox" else (DEFAULT_CLIP, DEFAULT_ENCODER)
-    names = clip or defaults[0], encoder or defaults[1]
+    names = watching_encoders(base.id, clip, encoder)
     kept = Kept(kept_path, looked_with(*names))
     console.print(f"Pictures are looked at by {' and '.join(dict.fromkeys(names))}.")
     rule = SelfCheck(base, concept, load_clip(names[0], base.device), load_image_encoder(names[1], base.device))

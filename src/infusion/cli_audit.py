@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,13 +17,14 @@ from infusion.cli_measure import (
     BaseConfigOption,
     find_witnesses,
     load_base_on,
+    watching_encoders,
 )
 from infusion.errors import UserError, all_at_once, nearest, noting
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from infusion.audit import Audit, Curve, Given
+    from infusion.audit import Audit, Curve, Given, Model
     from infusion.base import Base
     from infusion.concept import Concept
     from infusion.stopping import Check
@@ -140,19 +141,20 @@ def audit(
     plan = plan_for(noun, name == TOYBOX, quick, seeds, wanted)
     witnesses, names = find_witnesses(console, name, clip, encoder)
 
-    from infusion.audit import Audit
+    from infusion.audit import Audit, opened
     from infusion.latents import square
 
     shown = [square(image, model.size_px) for image in concept.images] if concept else []
     shared = Audit(model, noun, plan, witnesses, names, shown, work_dir)
+    open_model = partial(opened, base=model, scale=scale, any_base=any_base, config=base_config)
     curve = None
     if is_run:
         assert concept is not None
-        curve, found = _curve(console, shared, found, concept, scale, base_config)
+        curve, found = _curve(console, shared, found, concept, watching_encoders(name, clip, encoder), open_model)
     if beside_infusion:
         assert concept is not None
         found = [*found, _infusion(console, model, concept, work_dir)]
-    audited = _audited(console, shared, found, scale, any_base, base_config)
+    audited = _audited(console, shared, found, scale, open_model)
     _write(console, audited, curve, page, json_path)
     exceeded = [f"{one.name}: {sentence}" for one in audited for limit in limits if (sentence := limit.sentence(one))]
     if exceeded:
@@ -262,29 +264,37 @@ def _check_outputs(page: Path, json_path: Path, work_dir: Path) -> None:
 
 
 def _curve(
-    console: "Console", shared: "Audit", run: "Sequence[Given]", concept: "Concept", scale: float, config: str | None
+    console: "Console",
+    shared: "Audit",
+    run: "Sequence[Given]",
+    concept: "Concept",
+    encoders: tuple[str, str],
+    open_model: "Callable[[Given], Model]",
 ) -> "tuple[Curve, list[Given]]":
     """Every checkpoint looked at; then the one to keep and the last, to be measured in full."""
-    from infusion.audit import curve, opened
+    from infusion.audit import curve
+    from infusion.encoders import load_clip, load_image_encoder
+    from infusion.report import format_seconds
     from infusion.stopping import SelfCheck
     from infusion.terminal import progress_bar
 
-    witnesses, base = shared.reference.witnesses, shared.reference.base
-    rule = SelfCheck(base, concept, witnesses.clip, witnesses.encoder)
+    base = shared.reference.base
+    rule = SelfCheck(base, concept, load_clip(encoders[0], base.device), load_image_encoder(encoders[1], base.device))
     steps = {one.found.step or number: one for number, one in enumerate(run, 1)}
+    started, done = time.monotonic(), 0
     with progress_bar(console, "Looking at checkpoints") as advance:
 
         def told(check: "Check") -> None:
-            place = list(steps).index(check.step) + 1
-            advance(place, len(steps), f"step {check.step}: learnt {check.learnt:.2f}, followed {check.followed:.2f}")
+            nonlocal done
+            done += 1
+            left = (time.monotonic() - started) / done * (len(steps) - done)
+            seen = f"step {check.step}: learnt {check.learnt:.2f}, followed {check.followed:.2f}"
+            advance(done, len(steps), f"{seen}, {format_seconds(left)} left" if left else seen)
 
-        found = curve(
-            rule, {step: partial(opened, one, base, scale, config=config) for step, one in steps.items()}, told
-        )
-    console.print(f"The checkpoint to keep: step {found.kept.step}, {steps[found.kept.step].found.path}.")
-    last = max(steps)
-    kept = [steps[step] for step in dict.fromkeys([found.kept.step, last])]
-    return found, kept
+        found = curve(rule, {step: partial(open_model, one) for step, one in steps.items()}, told)
+    kept, last = steps[found.kept.step], steps[max(steps)]
+    console.print(f"The checkpoint to keep: step {found.kept.step}, {kept.found.path}.")
+    return found, [kept] if kept is last else [kept, last]
 
 
 def _infusion(console: "Console", base: "Base", concept: "Concept", work_dir: Path) -> "Given":
@@ -306,10 +316,13 @@ def _infusion(console: "Console", base: "Base", concept: "Concept", work_dir: Pa
 
 
 def _audited(
-    console: "Console", shared: "Audit", found: "Sequence[Given]", scale: float, any_base: bool, config: str | None
+    console: "Console",
+    shared: "Audit",
+    found: "Sequence[Given]",
+    scale: float,
+    open_model: "Callable[[Given], Model]",
 ) -> "list[Audited]":
     """Everything measured, one after another, with one bar."""
-    from infusion.audit import opened
     from infusion.report import format_count, format_seconds
     from infusion.terminal import progress_bar
 
@@ -328,7 +341,7 @@ def _audited(
 
         shared.reference.report = count
         for one in found:
-            audited.append(shared.of(one, opened(one, shared.reference.base, scale, any_base, config), scale))
+            audited.append(shared.of(one, open_model(one), scale))
     return audited
 
 

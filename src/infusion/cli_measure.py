@@ -135,6 +135,15 @@ def load_base_on(
     return load_base(name, device, getattr(torch, dtype), config)
 
 
+def watching_encoders(base: str, clip: str | None, encoder: str | None) -> tuple[str, str]:
+    """Who looks at the pictures of a training or a run, to choose a step: a CLIP and an encoder.
+
+    Set b of the toybox is left to judge the result.
+    """
+    defaults = ("toybox-a", "toybox-a") if base == TOYBOX else (DEFAULT_CLIP, DEFAULT_ENCODER)
+    return clip or defaults[0], encoder or defaults[1]
+
+
 def find_witnesses(
     console: "Console", base: str, clip: str | None, encoder: str | None
 ) -> "tuple[Witnesses, dict[str, str | None]]":
