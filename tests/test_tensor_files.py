@@ -41,6 +41,7 @@ def entry(shape=(2, 2), span=(0, 16), dtype="F32"):
         (with_header({"x": entry(shape=(-2, -2))}, bytes(16)), "malformed"),
         (with_header({"x": entry(shape=(True, 4))}, bytes(16)), "malformed"),
         (with_header({"x": entry(dtype="F4")}, bytes(16)), "malformed"),
+        (with_header({"x": entry(dtype={})}, bytes(16)), "malformed"),
         (with_header({"x" * 1000: entry()}, bytes(16)), "malformed"),
         (with_header({"x": 3}, bytes(16)), "malformed"),
         (with_header({str(i): entry(shape=(0,), span=(0, 0)) for i in range(60_000)}), "60,000 tensors"),
@@ -194,7 +195,7 @@ def test_pickles_that_claim_much(tmp_path, payload):
 def test_a_pickle_without_end_to_walk(tmp_path):
     thing = {"x": "y"}
     for _ in range(60):
-        thing = {letter: thing for letter in "abcdefgh"}
+        thing = dict.fromkeys("abcdefgh", thing)
     (tmp_path / "x.pt").write_bytes(archive(pickle.dumps(thing, protocol=2)))
     with pytest.raises(UserError, match="holds no tensor"):
         inspect(tmp_path / "x.pt")
