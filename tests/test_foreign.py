@@ -479,6 +479,25 @@ def test_a_folder_of_nothing(tmp_path):
         inspect(tmp_path)
 
 
+def test_repositories_on_the_hub(stand_in, base_dir, tmp_path, pipe):
+    config = LoraConfig(r=2, lora_alpha=6, target_modules=["to_q"], init_lora_weights=False)
+    get_peft_model(load_base(base_dir, device="cpu").pipeline.unet, config).save_pretrained(tmp_path / "peft")
+    pipe.save_pretrained(tmp_path / "tuned")
+    for name in ("peft", "tuned"):
+        files = [path for path in (tmp_path / name).rglob("*") if path.is_file()]
+        content = {path.relative_to(tmp_path / name).as_posix(): path.read_bytes() for path in files}
+        stand_in.add(f"jane/{name}", content | {"other/x.bin": b"not wanted"})
+    for name in ("jane/peft", "jane/peft/adapter_model.safetensors"):
+        there = customized(inspect(name), base_dir, "cpu")[0]
+        assert torch.equal(predict(there), predict(customized(inspect(tmp_path / "peft"), base_dir, "cpu")[0]))
+    found = inspect("jane/tuned")
+    assert found.kind == "pipeline"
+    assert torch.equal(predict(customized(found, base_dir, "cpu")[0]), predict(load_base(base_dir, device="cpu")))
+    assert not any("other" in request for request in stand_in.requests if "peft" in request)
+    with pytest.raises(UserError, match="There is no file or folder jane/none here, and none was got from the Hub"):
+        inspect("jane/none")
+
+
 def test_the_words_come_from_what_is_said(tmp_path):
     tensors = {"unet.a.to_q.lora_A.weight": torch.ones(2, 4), "unet.a.to_q.lora_B.weight": torch.ones(4, 2)}
     for said, expected in [
