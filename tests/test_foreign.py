@@ -151,6 +151,33 @@ def check_peft(base_dir, tmp_path, config):
     return found
 
 
+@pytest.mark.parametrize("tucker", [False, True])
+@pytest.mark.parametrize("algo", ["lora", "loha", "lokr", "full", "norms"])
+@pytest.mark.parametrize("dora", [None, "rows", "columns"])
+def test_lycoris_of_its_own_library_predicts_as_there(base_dir, tmp_path, algo, tucker, dora):
+    """Where lycoris-lora is installed; nothing here needs it."""
+    lycoris = pytest.importorskip("lycoris")
+    reference = load_base(base_dir, device="cpu")
+    lycoris.LycorisNetwork.apply_preset({"target_module": ["Transformer2DModel", "ResnetBlock2D"]})
+    options = {"algo": "lora", "train_norm": True} if algo == "norms" else {"algo": algo}
+    options |= {"dora_wd": dora is not None, "wd_on_output": dora == "rows", "use_tucker": tucker}
+    network = lycoris.create_lycoris(
+        reference.network, 1.0, linear_dim=2, linear_alpha=6, conv_dim=2, conv_alpha=6, **options
+    )
+    network.apply_to()
+    torch.manual_seed(4)
+    for name, parameter in network.named_parameters():
+        factors = 1 + 0.3 * torch.rand_like(parameter)
+        change = torch.randn_like(parameter) * 0.05
+        parameter.data = parameter.data * factors if "dora_scale" in name else parameter.data + change
+    save_file({name: t.detach().clone() for name, t in network.state_dict().items()}, tmp_path / "x.safetensors")
+    found = inspect(tmp_path / "x.safetensors")
+    assert found.tool == "LyCORIS"
+    base, _ = customized(found, base_dir, "cpu")
+    assert_same_model(base, reference)
+    assert_changed(base, load_base(base_dir, device="cpu"))
+
+
 def test_folders_of_peft_for_two_parts(base_dir, tmp_path):
     reference = load_base(base_dir, device="cpu")
     for part, layers in {"unet": UNET_LAYERS, "text_encoder": TEXT_LAYERS}.items():
@@ -477,6 +504,25 @@ def test_a_folder_of_nothing(tmp_path):
         save_file({"<x>": torch.ones(1, 4)}, tmp_path / f"{name}.safetensors")
     with pytest.raises(UserError, match=r"holds 2 weight files \(a.safetensors, b.safetensors\)"):
         inspect(tmp_path)
+
+
+def test_repositories_on_the_hub(stand_in, base_dir, tmp_path, pipe):
+    config = LoraConfig(r=2, lora_alpha=6, target_modules=["to_q"], init_lora_weights=False)
+    get_peft_model(load_base(base_dir, device="cpu").pipeline.unet, config).save_pretrained(tmp_path / "peft")
+    pipe.save_pretrained(tmp_path / "tuned")
+    for name in ("peft", "tuned"):
+        files = [path for path in (tmp_path / name).rglob("*") if path.is_file()]
+        content = {path.relative_to(tmp_path / name).as_posix(): path.read_bytes() for path in files}
+        stand_in.add(f"jane/{name}", content | {"other/x.bin": b"not wanted"})
+    for name in ("jane/peft", "jane/peft/adapter_model.safetensors"):
+        there = customized(inspect(name), base_dir, "cpu")[0]
+        assert torch.equal(predict(there), predict(customized(inspect(tmp_path / "peft"), base_dir, "cpu")[0]))
+    found = inspect("jane/tuned")
+    assert found.kind == "pipeline"
+    assert torch.equal(predict(customized(found, base_dir, "cpu")[0]), predict(load_base(base_dir, device="cpu")))
+    assert not any("other" in request for request in stand_in.requests if "peft" in request)
+    with pytest.raises(UserError, match="There is no file or folder jane/none here, and none was got from the Hub"):
+        inspect("jane/none")
 
 
 def test_the_words_come_from_what_is_said(tmp_path):

@@ -41,6 +41,7 @@ def entry(shape=(2, 2), span=(0, 16), dtype="F32"):
         (with_header({"x": entry(shape=(-2, -2))}, bytes(16)), "malformed"),
         (with_header({"x": entry(shape=(True, 4))}, bytes(16)), "malformed"),
         (with_header({"x": entry(dtype="F4")}, bytes(16)), "malformed"),
+        (with_header({"x": entry(dtype={})}, bytes(16)), "malformed"),
         (with_header({"x" * 1000: entry()}, bytes(16)), "malformed"),
         (with_header({"x": 3}, bytes(16)), "malformed"),
         (with_header({str(i): entry(shape=(0,), span=(0, 0)) for i in range(60_000)}), "60,000 tensors"),

@@ -278,7 +278,7 @@ def _tensors(chance: random.Random, content: bytes, canary: Path) -> bytes:
         lambda: tensor.T.contiguous() if tensor.dim() == 2 else tensor.sum(),
         lambda: torch.ones(rows, *tensor.shape[1:]),
         lambda: torch.ones(*tensor.shape[:-1], rows) if tensor.dim() else torch.ones(rows),
-        lambda: tensor[..., :0],
+        lambda: tensor.flatten()[:0],
         lambda: torch.ones(2, 2, 2, 2),
     ]
     ends = [

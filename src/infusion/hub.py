@@ -19,6 +19,10 @@ _ON_THE_HUB = re.compile(
     r"(@(?P<revision>refs/(?:pr|convert)/[^/@\s]+|[^/@\s]+))?"
     r"(/(?P<file>[^@]+\.safetensors))?"
 )
+_PIPELINE = "model_index.json"
+_NOTES = ("README.md", "adapter_config.json")
+_WEIGHTS = (".safetensors", ".bin", ".pt")
+_OF_MODELS = (*_WEIGHTS, ".json", ".txt", ".model", "README.md")
 _OF_EVERY_REPOSITORY = {".gitattributes", "README.md"}
 _SECONDS = 10.0  # to wait for an answer before the cache is looked into: what huggingface_hub itself waits
 _MOST_TOLD = 8
@@ -39,6 +43,40 @@ def adapter_path(given: str | Path) -> Path:
     if found is None or not is_repo_id(found["repo_id"]):
         return path
     return _downloaded(found["repo_id"], found["revision"], found["file"])
+
+
+def model_path(given: str | Path) -> Path:
+    """Where a customization of any tool lies on this machine: what is there already, or what the Hub has.
+
+    Args:
+        given: a path; or `user/repo`, `user/repo@revision`, `user/repo/file.safetensors` on the Hub. Of a repository
+            with a model_index.json the whole pipeline is got, of any other what lies in it beside its folders; with a
+            file, the notes beside it.
+
+    Raises:
+        UserError: the Hub has no such file, or does not give it.
+    """
+    path = Path(given)
+    found = None if os.path.exists(path) else _ON_THE_HUB.fullmatch(path.as_posix())
+    if found is None or not is_repo_id(found["repo_id"]):
+        return path
+    repo_id, revision, file = found["repo_id"], found["revision"], found["file"]
+    nothing = f"There is no file or folder {given} here, and none was got from the Hub"
+    names, offline = _names_there(repo_id, revision, nothing)
+    if file:
+        _chosen(repo_id, names, file)
+        folder = file.rpartition("/")[0]
+        wanted = [file, *(f"{folder}/{note}".lstrip("/") for note in _NOTES)]
+    else:
+        depth = 1 if _PIPELINE in names else 0
+        wanted = [name for name in names if name.endswith(_OF_MODELS) and name.count("/") <= depth]
+        wanted = [name for name in wanted if not depth or "/" in name or not name.endswith(_WEIGHTS)]
+    paths = {name: _got(repo_id, revision, name, offline, nothing) for name in wanted if name in names}
+    if not paths:
+        raise UserError(f"{repo_id} on the Hub holds no weights that can be read.")
+    if file:
+        return paths[file]
+    return next(path for name, path in paths.items() if "/" not in name).parent
 
 
 def is_repo_id(name: str) -> bool:
@@ -97,23 +135,35 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def _downloaded(repo_id: str, revision: str | None, file: str | None) -> Path:
+    nothing = f"There is no adapter file {repo_id} here, and none was got from the Hub"
+    names, offline = _names_there(repo_id, revision, nothing)
+    name = _chosen(repo_id, names, file)
+    return _got(repo_id, revision, name, offline, nothing)
+
+
+def _names_there(repo_id: str, revision: str | None, nothing: str) -> tuple[list[str], Exception | None]:
+    """The files of a repository; without network, those got before, and why there is none."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError, RevisionNotFoundError
 
     api = HfApi()
-    nothing = f"There is no adapter file {repo_id} here, and none was got from the Hub"
-    offline: Exception | None = None
     try:
         # Asked first, as a download without network tries again for half a minute.
-        names = _file_names(api.model_info(repo_id, revision=revision, timeout=_SECONDS))
+        return _file_names(api.model_info(repo_id, revision=revision, timeout=_SECONDS)), None
     except (HTTPError, OSError) as error:
         names = [] if isinstance(error, RevisionNotFoundError) else _cached_names(api, repo_id, revision)
         if not names:
             raise _refused(error, repo_id, revision, nothing) from error
-        offline = error
-    name = _chosen(repo_id, names, file)
+        return names, error
+
+
+def _got(repo_id: str, revision: str | None, name: str, offline: Exception | None, nothing: str) -> Path:
+    """One file of a repository, on this machine."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
     try:
-        return Path(api.hf_hub_download(repo_id, name, revision=revision, local_files_only=offline is not None))
+        return Path(HfApi().hf_hub_download(repo_id, name, revision=revision, local_files_only=offline is not None))
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
         raise _refused(offline or error, repo_id, revision, nothing) from error
 
@@ -130,7 +180,7 @@ def _cached_names(api: Any, repo_id: str, revision: str | None) -> list[str]:
         folder = Path(api.snapshot_download(repo_id, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         return []
-    return [path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")]
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
 def _chosen(repo_id: str, names: Sequence[str], wanted: str | None) -> str:

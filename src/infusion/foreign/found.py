@@ -23,6 +23,7 @@ from infusion.foreign.tensor_files import (
 )
 from infusion.foreign.weight_changes import kind_of, rank_of, tensor_role
 from infusion.foreign.words import token_of, tool_of_words, vectors_of
+from infusion.hub import model_path
 
 KINDS = (
     "infusion adapter",
@@ -95,10 +96,13 @@ class Found:
 def inspect(path: str | Path) -> Found:
     """What a file or folder is. Reads headers, names and shapes; no model is loaded, and no code of the file runs.
 
+    Args:
+        path: of a file or a folder; or a name on the Hub, as `infusion.hub.model_path` takes it.
+
     Raises:
         UserError: it is not there, is malformed, or is nothing that can be read; the sentence says what it looks like.
     """
-    path = Path(path)
+    path = model_path(path)
     if path.is_dir():
         return _inspect_folder(path)
     if not path.exists():

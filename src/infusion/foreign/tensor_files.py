@@ -165,12 +165,14 @@ def _shape(path: Path, name: str, entry: Any, data_bytes: int) -> tuple[int, ...
     """The shape that a header declares, which must be that of the bytes it points at."""
 
     wrong = _unreadable(path, f'the entry of its tensor "{shown(name)}" is malformed')
-    if not isinstance(entry, dict) or entry.get("dtype") not in _BITS or len(name) > MAX_NAME_LENGTH:
+    if not isinstance(entry, dict) or len(name) > MAX_NAME_LENGTH:
         raise wrong
-    shape, span = entry.get("shape"), entry.get("data_offsets")
+    dtype, shape, span = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or dtype not in _BITS:
+        raise wrong
     if not _are_counts(shape) or not _are_counts(span) or len(span) != 2 or len(shape) > 8:
         raise wrong
-    if span[1] > data_bytes or span[1] - span[0] != math.prod(shape) * _BITS[entry["dtype"]] // 8:
+    if span[1] > data_bytes or span[1] - span[0] != math.prod(shape) * _BITS[dtype] // 8:
         raise wrong
     return tuple(shape)
 
