@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from infusion.cli import app
 from infusion.errors import UserError
-from infusion.launch import processes
+from infusion.launch import Processes, processes
 from infusion.toybox.concepts import write_concept
 
 STEPS = ["--learning-rate", "0.05", "--max-train-steps", "3", "--train-batch-size", "4", "--device", "cpu"]
@@ -50,6 +50,15 @@ def test_a_batch_that_cannot_be_shared_is_refused(folder, base_dir, tmp_path):
                    "--train-batch-size", "3")  # fmt: skip
     assert failed.returncode and "train_batch_size = 3 cannot be shared by 2 processes" in failed.stderr
     assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_stopping_by_itself_among_several_is_one_of_the_mistakes(tmp_path, monkeypatch):
+    team = Processes()
+    team.num = 2
+    monkeypatch.setattr("infusion.launch.processes", lambda *_: team)
+    command = ["train", str(tmp_path / "nothing"), "--stop", "auto", "--mixed-precision", "fp8"]
+    with pytest.raises(UserError, match=r"(?s)3 mistakes.*--stop auto works in one process.*mixed_precision"):
+        app(command, standalone_mode=False)
 
 
 def test_losses_reach_a_tracker(folder, base_dir, tmp_path, monkeypatch):
