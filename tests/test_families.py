@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from tiny_families import PIPELINES, stable_diffusion_3, tiny
 
 from infusion.adapter_file import load_adapter, save_adapter
 from infusion.base import Base
-from infusion.base.noise_schedule import training_target
+from infusion.base.noise_schedule import training_target, training_timesteps
 from infusion.customized_pipeline import customize
 from infusion.dataset import training_set
 from infusion.errors import UserError
@@ -271,6 +272,42 @@ def test_stable_diffusion_3_has_the_noun_in_both_halves(concept):
     assert len(tokens) == 2 and tokens[0] < 32 <= tokens[1]
 
 
+def test_training_leans_towards_noise_as_the_sampler_does():
+    """The shift of arXiv 2403.03206, equation 23: half of the way becomes three quarters at a shift of 3."""
+    schedule = Base.from_pipeline(tiny("sd-3")).noise_schedule
+    assert training_timesteps(schedule, torch.tensor([499, 999])).tolist() == [750, 1000]
+
+
+def test_two_text_models_that_disagree_on_the_noun_are_refused(concept):
+    base = Base.from_pipeline(tiny("sdxl"))
+    base.pipeline.tokenizer_2 = base.pipeline.tokenizer_2.train_new_from_iterator(["dog dog"], vocab_size=600)
+    with pytest.raises(UserError, match="different tokens"):
+        base.encode(["a <x>"], {"x": "cat"})
+
+
+@torch.no_grad()
+def test_tokens_that_are_not_read_have_no_say_where_the_family_says_so(pipeline, base):
+    latents, timesteps, told = inputs(base, ["a cat"])
+    unread = torch.ones_like(told.token_ids) if told.attention_mask is None else told.attention_mask
+    padding = torch.nn.functional.pad(unread == 0, (0, told.text_states.shape[1] - unread.shape[1]))
+    changed = replace(told, text_states=told.text_states + padding[..., None].float())
+    same = torch.equal(base.predict(latents, timesteps, changed), base.predict(latents, timesteps, told))
+    assert base.family.masks_text == (same and bool(padding.any()))
+
+
+def test_as_many_rows_as_a_picture_has_places(concept):
+    """What FLUX.1 is told of places is for all rows alike, also where there happen to be as many of both."""
+    base = Base.from_pipeline(tiny("flux"))
+    adapter = random_adapter(base, concept)
+    prompts = ["a <my-cat>"] + ["a dog"] * 15
+    latents, timesteps, told = inputs(base, prompts, [adapter])
+    assert len(latents) == latents[0, 0].numel() // 4
+    with base.customized(adapter) as denoiser, torch.no_grad():
+        together = denoiser.predict(latents, timesteps, told)[:1]
+        alone = denoiser.predict(latents[:1], timesteps[:1], told.rows([0]))
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
 def test_beyond_what_is_read_is_refused(pipeline, base):
     with pytest.raises(UserError, match="beyond"):
         base.encode(["cat " * 600 + "<x>"], {"x": "cat"})
@@ -298,6 +335,13 @@ def test_an_unknown_kind_is_refused():
         Base.from_pipeline(DDPMPipeline(unet, DDPMScheduler()))
 
 
+def test_a_pipeline_that_lacks_a_part_is_refused():
+    pipeline = tiny("sdxl")
+    pipeline.vae = None
+    with pytest.raises(UserError, match="lacks vae"):
+        Base.from_pipeline(pipeline)
+
+
 @pytest.mark.parametrize("method", [TextualInversion, ExtendedTextualInversion, Perfusion, LoRA, CustomDiffusion])
 def test_methods_for_stable_diffusion_say_so(concept, method):
     with pytest.raises(UserError, match=r"works on Stable Diffusion 1\.x and 2\.x"):
@@ -313,6 +357,15 @@ def test_dreambooth_works_on_every_family(base, concept):
 def test_masks_come_from_the_models_own_attention(base):
     masks = attention_masks(base, [Image.new("RGB", (base.size_px,) * 2, "red")], "cat")
     assert [mask.size for mask in masks] == [(base.size_px,) * 2]
+
+
+@pytest.mark.parametrize("name", ["pixart-sigma", "sana"], indirect=True)
+def test_attention_to_tokens_that_are_not_read_is_not_counted(base):
+    images = [Image.new("RGB", (base.size_px,) * 2, "red")]
+    (read,) = attention_masks(base, images, "cat")
+    base.family.masks_text = False
+    (whole,) = attention_masks(base, images, "cat")
+    assert difference(read, whole) > 0
 
 
 def test_joint_attention_gives_no_masks(concept):

@@ -135,6 +135,7 @@ def sana() -> SanaPipeline:
         cross_attention_dim=16,
         caption_channels=16,
         sample_size=16,
+        timestep_scale=0.5,
     )
     autoencoder = AutoencoderDC(
         latent_channels=4,

@@ -22,14 +22,15 @@ from torch.utils._pytree import tree_leaves
 
 from infusion.base import Base
 from infusion.base.denoiser import Conditioning
-from infusion.methods.infusion import Infusion, InfusionAdapter
+from infusion.methods.infusion import Infusion, InfusionAdapter, residual_widths
 
 PAGE = Path(__file__).parents[1] / "docs" / "memory.md"
 MARK = "<!-- what follows is written by tools/memory_table.py -->"
 HEAD = """| model | picture | precision of the frozen weights | gradient checkpointing | peak, GB |
 |---|---|---|---|---|
 """
-CASES = [("Stable Diffusion 1.5", 512, 768, 77, 0), ("Stable Diffusion XL", 1024, 2048, 77, 1280)]
+NUM_TOKENS = 77
+CASES = [("Stable Diffusion 1.5", 512), ("Stable Diffusion XL", 1024)]
 
 
 class Alive(TorchDispatchMode):
@@ -58,7 +59,7 @@ class Alive(TorchDispatchMode):
         self.now -= num_bytes
 
 
-def peak_gb(name: str, size_px: int, width: int, num_tokens: int, pooled: int, checkpointing: bool) -> float:
+def peak_gb(name: str, size_px: int, checkpointing: bool) -> float:
     """Of one optimiser step on one picture, in 10^9 bytes."""
     family, config = next((family, config) for model, family, _, config in MODELS if model == name)
     with FakeTensorMode(), torch.device("cpu"):
@@ -70,13 +71,14 @@ def peak_gb(name: str, size_px: int, width: int, num_tokens: int, pooled: int, c
         network.requires_grad_(False)
         if checkpointing:
             network.enable_gradient_checkpointing()
-        layers = base.text_layers.items()
-        widths = {f"{path}.{layer.values}.value_residual": layer.width for path, layer in layers}
-        adapter = InfusionAdapter(Infusion(), "cat", "cat", widths)
+        adapter = InfusionAdapter(Infusion(), "cat", "cat", residual_widths(base.text_layers, keys=False))
+        pooled = (config.get("projection_class_embeddings_input_dim") or 0) - 6 * (
+            config.get("addition_time_embed_dim") or 0
+        )
         told = Conditioning(
-            torch.zeros(1, num_tokens, width, dtype=torch.float16),
+            torch.zeros(1, NUM_TOKENS, network.config.cross_attention_dim, dtype=torch.float16),
             ({"cat": (4,)},),
-            torch.zeros(1, num_tokens, dtype=torch.long),
+            torch.zeros(1, NUM_TOKENS, dtype=torch.long),
             pooled_states=torch.zeros(1, pooled, dtype=torch.float16) if pooled else None,
         )
         latents = torch.zeros(1, 4, size_px // 8, size_px // 8)
@@ -92,9 +94,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     rows = []
-    for name, size_px, width, num_tokens, pooled in CASES:
+    for name, size_px in CASES:
         for checkpointing in (False, True):
-            peak = peak_gb(name, size_px, width, num_tokens, pooled, checkpointing)
+            peak = peak_gb(name, size_px, checkpointing)
             rows.append(f"| {name} | {size_px} px | fp16 | {'yes' if checkpointing else 'no'} | {peak:.2f} |")
             print(rows[-1], flush=True)
     prose = PAGE.read_text().partition(MARK)[0] if PAGE.exists() else "# Memory\n\n"
