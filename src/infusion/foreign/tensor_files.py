@@ -22,6 +22,7 @@ MAX_PICKLE_BYTES = 16 * 2**20  # of the index of a torch file; its numbers lie b
 MAX_TORCH_FILE_BYTES = 8 * 2**30
 MAX_NAME_LENGTH = 500
 _MAX_DEPTH = 3
+_MAX_DIMENSIONS = 8
 SAFETENSORS = ".safetensors"
 TORCH_SUFFIXES = (".pt", ".bin", ".pth")
 
@@ -163,18 +164,13 @@ def _safetensors(path: Path, start: bytes) -> TensorFile:
 
 def _shape(path: Path, name: str, entry: Any, data_bytes: int) -> tuple[int, ...]:
     """The shape that a header declares, which must be that of the bytes it points at."""
-
-    wrong = _unreadable(path, f'the entry of its tensor "{shown(name)}" is malformed')
-    if not isinstance(entry, dict) or len(name) > MAX_NAME_LENGTH:
-        raise wrong
-    dtype, shape, span = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if not isinstance(dtype, str) or dtype not in _BITS:
-        raise wrong
-    if not _are_counts(shape) or not _are_counts(span) or len(span) != 2 or len(shape) > 8:
-        raise wrong
-    if span[1] > data_bytes or span[1] - span[0] != math.prod(shape) * _BITS[dtype] // 8:
-        raise wrong
-    return tuple(shape)
+    if isinstance(entry, dict) and len(name) <= MAX_NAME_LENGTH:
+        dtype, shape, span = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+        if isinstance(dtype, str) and dtype in _BITS and _are_counts(shape) and _are_counts(span) and len(span) == 2:
+            num_bytes = math.prod(shape[:_MAX_DIMENSIONS]) * _BITS[dtype] // 8
+            if len(shape) <= _MAX_DIMENSIONS and span[1] - span[0] == num_bytes and span[1] <= data_bytes:
+                return tuple(shape)
+    raise _unreadable(path, f'the entry of its tensor "{shown(name)}" is malformed')
 
 
 def _are_counts(value: Any) -> TypeGuard[list[int]]:
