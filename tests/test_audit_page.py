@@ -16,7 +16,7 @@ from infusion.intervals import Figure
 from infusion.measures import NOTES
 from infusion.metrics import Nearest
 from infusion.stopping import Check
-from infusion.verdict import Audited, to_json
+from infusion.verdict import Audited, Curve, to_json
 
 UNMOVED = {f"lfd_s{n}{kind}": Figure(0.0, 0.0, 0.0, 2) for n in (1, 2, 3) for kind in ("", "_relative", "_kl")}
 MEASURED = UNMOVED | {
@@ -128,12 +128,21 @@ def test_several_audits_stand_in_one_table_with_their_pages():
 
 
 def test_names_that_are_alike_are_numbered():
-    assert unique_names([evaluated(), evaluated(), replace(evaluated(), name="b")]) == ["my-cat (1)", "my-cat (2)", "b"]
+    assert unique_names([evaluated(), evaluated(), replace(evaluated(), name="b")]) == [
+        "1. my-cat",
+        "2. my-cat",
+        "3. b",
+    ]
+
+
+def test_a_name_that_would_hide_the_base_model_or_leave_a_plot_is_another():
+    assert unique_names([replace(evaluated(), name="base")]) == ["1. base"]
+    assert unique_names([replace(evaluated(), name="_lora")]) == ["lora"]
 
 
 def test_of_a_run_the_curve_is_drawn_and_the_step_to_keep_is_told():
     checks = [Check(50, 0.2, 0.9, 0.1), Check(100, 0.6, 0.8, 0.1), Check(150, 0.7, 0.3, 0.1)]
-    html = render_audits([evaluated(), evaluated()], ["1.html", "2.html"], checks, checks[1])
+    html = render_audits([evaluated(), evaluated()], ["1.html", "2.html"], Curve(checks, checks[1]))
     assert "Keep step 100" in html and "step, 150, is measured beside it" in html
     assert "over 3 checkpoints; the one to keep is step 100" in html
 

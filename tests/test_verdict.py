@@ -11,7 +11,7 @@ from infusion.audit_page import render_audit
 from infusion.errors import UserError
 from infusion.intervals import Figure
 from infusion.stopping import Check
-from infusion.verdict import AXES, Audited, Limit, answers, axis_figure, parse_limit, to_json
+from infusion.verdict import AXES, Audited, Curve, Limit, answers, axis_figure, parse_limit, to_json
 
 QUESTIONS = ("learnt", "followed", "leaked", "moved", "confined", "copied")
 
@@ -126,7 +126,7 @@ def test_json_has_every_figure():
 
 def test_json_tells_the_checkpoints_of_a_run():
     checks = [Check(50, 0.2, 0.9, math.nan), Check(100, 0.6, 0.8, math.nan)]
-    told = json.loads(to_json([evaluated()], checks, checks[1]))["checkpoints"]
+    told = json.loads(to_json([evaluated()], Curve(checks, checks[1])))["checkpoints"]
     assert [(one["step"], one["kept"], one["loss"]) for one in told] == [(50, False, None), (100, True, None)]
 
 

@@ -4,7 +4,8 @@
 
 Ten classes, four repeats each: the base's pictures of the plain class noun, of seeds of their own, stand where those of
 a customized model would. Real pictures are of an individual that the base has never seen. A repeat is silent where no
-answer says that something was learnt, leaked, moved, left its place or was copied. Repeats are kept one by one.
+answer says that something was learnt, leaked, moved, left its place or was copied; predictions are the base's own, so
+that class and world test little but rounding. Repeats are kept one by one.
 """
 
 import argparse
@@ -22,8 +23,15 @@ from infusion.files import whole_file
 from infusion.intervals import share
 from infusion.terminal import no_loading_bars
 from infusion.toybox.scene import CLASSES
-from infusion.verdict import ALARMS, Audited, answers
+from infusion.verdict import Audited, answers
 
+SILENT = {
+    "learnt": ("Cannot tell", "No"),
+    "class": ("No",),
+    "world": ("No",),
+    "confined": ("As far as can be seen",),
+    "copied": ("None seen",),
+}
 FIRST_INDIVIDUAL = 42_000
 SEEDS_APART = 5_000
 
@@ -59,12 +67,12 @@ def repeat(number: int, folder: Path) -> dict[str, Any]:
         witnesses={"clip": "toybox-b", "encoder": "toybox-b", "judges": "b"},
         seconds=0.0,
     )
-    told = {answer.axis or "prompts": answer.word for answer in answers(found)}
+    told = {answer.axis: answer.word for answer in answers(found) if answer.axis}
     return {
         "class_noun": class_noun,
         "first_seed": first,
         "answers": told,
-        "alarms": [axis for axis, word in told.items() if word in ALARMS],
+        "alarms": [axis for axis, word in told.items() if word not in SILENT[axis]],
         "measures": {name: figure._asdict() for name, figure in found.own.measures.items()},
         "nulls": found.nulls,
     }

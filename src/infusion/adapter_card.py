@@ -95,7 +95,7 @@ def read_evaluation(path: Path, described: Described) -> dict[str, Any]:
         UserError: the file cannot be read, is something else, or is of another adapter.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["audits"][0]
+        found = _of_this(json.loads(path.read_text(encoding="utf-8"))["audits"], described)
         of = {name: found["adapter"][name] for name in _OF_ONE_ADAPTER}
         num_bytes = found["adapter"]["bytes"]
         figures = {name: _figure(row) for name, row in found["measures"].items()}
@@ -118,6 +118,11 @@ def read_evaluation(path: Path, described: Described) -> dict[str, Any]:
         "witnesses": {kind: _public_name(name) for kind, name in witnesses if name},
         "answers": [(str(one["question"]), str(one["answer"]), str(one["sentence"])) for one in found["answers"]],
     }
+
+
+def _of_this(audits: Sequence[Any], described: Described) -> Any:
+    """The audit of an adapter, of several; the first, where none is."""
+    return next((one for one in audits if one["adapter"]["bytes"] == described.num_bytes), audits[0])
 
 
 def card(

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import re
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,9 +11,10 @@ from typing import Any
 
 from PIL import Image
 
+import infusion
 from infusion.adapter_file import load_adapter, read_adapter_file
 from infusion.base import Base
-from infusion.base.customization import Named, Words
+from infusion.base.customization import Named, Strengthened, Words
 from infusion.errors import UserError
 from infusion.evaluation import (
     LATENTS_NAME,
@@ -26,9 +27,9 @@ from infusion.evaluation import (
     evaluate,
     to_tensor,
 )
-from infusion.foreign import Found, customized, inspect
+from infusion.foreign import ALL_OR_NOTHING, Found, customized, inspect
 from infusion.stopping import Check, SelfCheck, choose
-from infusion.verdict import Audited
+from infusion.verdict import Audited, Curve
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Given:
     """A customization as it was given: nothing of it is loaded yet.
 
     name: what tables call it. words: what prompts say for the concept; None where it is `<concept_name>`, of a file of
-    ours.
+    ours. scale: how strongly it is to act.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Given:
     about: Mapping[str, Any]
     class_noun: str
     words: str | None
+    scale: float
 
     @property
     def is_ours(self) -> bool:
@@ -52,48 +54,44 @@ class Given:
     @property
     def key(self) -> str:
         """Another one for other files, words or strength."""
-        there = [self.found.path] if self.found.path.is_file() else sorted(self.found.path.rglob("*"))
-        facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in there if file.is_file()]
-        return _digest([facts, self.words, self.class_noun])
+        path = self.found.path
+        inside = path.rglob("*.safetensors") if path.is_dir() else (path,)
+        weights = sorted({*self.found.files, *(file for file in inside if file.is_file())})
+        notes = sorted({note for file in weights if (note := file.with_name("adapter_config.json")).is_file()})
+        facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in (*weights, *notes)]
+        return _digest([facts, self.words, self.class_noun, self.scale])
 
 
-_CHECKPOINT = re.compile(r"checkpoint-\d+|.*[-_](steps?-?)?\d{4,}")
-
-
-def is_run(path: Path) -> bool:
-    """Whether it is a folder of checkpoints of one run, and not one customization."""
-    if not path.is_dir() or (path / "model_index.json").exists():
-        return False
-    return sum(bool(_CHECKPOINT.fullmatch(inside.stem)) for inside in path.iterdir()) > 1
-
-
-def given(path: Path | Found, class_noun: str | None = None, words: str | None = None) -> Given:
+def given(path: Path | Found, class_noun: str | None = None, words: str | None = None, scale: float = 1.0) -> Given:
     """What a file or folder is, how its concept is named, and of what class it is.
 
     Args:
-        class_noun, words: where the file does not say them, or says them wrongly: "cat", "sks cat".
+        path: also a name on the Hub.
+        class_noun, words: where a file of another tool does not say them, or says them wrongly: "cat", "sks cat".
+        scale: how strongly it is to act.
 
     Raises:
-        UserError: it is nothing that can be read; its class noun or its words are not known.
+        UserError: it is nothing that can be read; its class noun or its words are not known; it has no such strength.
     """
     found = path if isinstance(path, Found) else inspect(path)
-    name = found.path.stem if found.path.is_file() else found.path.name
+    if scale not in (0, 1) and found.kind in ALL_OR_NOTHING:
+        raise UserError(f"{found.path} is a {found.kind}, which is there or not: its --scale can be 1 or 0.")
+    named = path if isinstance(path, Path) and not path.exists() else found.path.resolve()  # on the Hub, or here
+    name = found.path.stem if found.path.is_file() and named is not path else named.name
     if found.kind == "infusion adapter":
-        about, _ = read_adapter_file(found.path)
-        return Given(name, found, about, about["class_noun"], None)
+        about, _ = read_adapter_file(found.files[0])
+        about["settings"] = about["settings"] | {"strength": scale}
+        return Given(name, found, about, about["class_noun"], None, scale)
     noun, trigger = class_noun or found.class_noun, words or found.trigger
-    if found.kind in ("textual inversion", "Custom Diffusion") and found.trigger not in (
-        None,
-        *(trigger or "").split(),
-    ):
-        trigger = found.trigger  # the word that its vectors are of
+    if found.kind in _BRING_WORDS and found.trigger and found.trigger not in (trigger or "").split():
+        trigger = found.trigger
     if noun is None or trigger is None:
         missing = [
             *(["--class-noun, what kind of thing it is in the base model's words (cat)"] if noun is None else []),
             *(['--trigger, the words that name it in prompts ("sks cat")'] if trigger is None else []),
         ]
         raise UserError(f"{found.path} does not say what was taught: give {' and '.join(missing)}.")
-    if found.kind == "Custom Diffusion" and noun not in trigger:
+    if found.kind == "Custom Diffusion" and not f" {trigger}".endswith(f" {noun}"):
         trigger = f"{trigger} {noun}"  # whose prompts name the concept by a word before its class noun
     about = {
         "concept_name": trigger,
@@ -101,11 +99,14 @@ def given(path: Path | Found, class_noun: str | None = None, words: str | None =
         "class_noun": noun,
         "method": found.kind,
         "paper": None,
-        "settings": _said(found),
+        "settings": _said(found) | {"strength": scale},
         "training": {},
         "base": {"id": found.base or "not said"},
     }
-    return Given(name, found, about, noun, trigger)
+    return Given(name, found, about, noun, trigger, scale)
+
+
+_BRING_WORDS = ("textual inversion", "Custom Diffusion")  # of which their vectors are
 
 
 def _said(found: Found) -> dict[str, Any]:
@@ -124,23 +125,27 @@ class Model:
     num_parameters: int
 
 
-def opened(one: Given, base: Base, scale: float = 1.0, any_base: bool = False, config: str | None = None) -> Model:
+def opened(one: Given, base: Base, any_base: bool = False, config: str | None = None) -> Model:
     """The customized model of a file or folder.
 
     Args:
-        scale: how strongly it acts, where it is no adapter of ours.
         config: of the base, where that is a single file.
 
     Raises:
         UserError: it does not fit the base.
     """
     if one.words is None:
-        adapter = load_adapter(one.found.path, base, any_base)
-        return Model(adapter, None, adapter.num_parameters)
-    own, token = customized(one.found, base.id, base.device, base.dtype, scale, config)
+        adapter = load_adapter(one.found.files[0], base, any_base)
+        return Model(Strengthened(adapter, one.scale), None, adapter.num_parameters)
+    own, token = customized(one.found, base.id, base.device, base.dtype, one.scale, config)
+    if type(own.family) is not type(base.family) or own.latent_shape != base.latent_shape:
+        raise UserError(
+            f"{one.found.path} is a model of the family {own.family.architecture} for pictures of {own.size_px} px, and "
+            f'"{base.id}" is of {base.family.architecture} for {base.size_px} px: give the base it was made from.'
+        )
     words = one.words
     if token and one.found.trigger:  # a word of several vectors is several words to the text model
-        words = words.replace(one.found.trigger, token)
+        words = " ".join(token if word == one.found.trigger else word for word in words.split())
     return Model(Words(words), own, one.found.num_parameters)
 
 
@@ -159,14 +164,13 @@ class Audit:
         names: Mapping[str, str | None],
         training: Sequence[Image.Image],
         folder: Path,
-        report: Callable[[int], None] | None = None,
     ) -> None:
         self.names = names
         self.training = training
-        self.ground = _digest([base.digest(), asdict(plan)])
+        self.ground = _digest([infusion.__version__, base.digest(), str(base.device), asdict(plan)])
         self.folder = folder
-        kept = folder / f"{class_noun.replace(' ', '-')}-{self.ground}"
-        self.reference = Reference(base, class_noun, plan, witnesses, report, kept)
+        kept = folder / _digest([self.ground, class_noun])
+        self.reference = Reference(base, class_noun, plan, witnesses, folder=kept)
         self.real = ConceptPictures(to_tensor(training)) if training else None
         self._untouched: Evaluation | None = None
 
@@ -177,7 +181,7 @@ class Audit:
             self._untouched = evaluate(self.reference, None, self.real)
         return self._untouched
 
-    def num_to_draw(self, models: Sequence[Given], scale: float = 1.0) -> int:
+    def num_to_draw(self, models: Sequence[Given]) -> int:
         """How many pictures are not there yet."""
         plan, drawing = self.reference.plan, self.reference.plan.drawing
         asked, of_class, num = len(plan.prompt_of), drawing.num_class_pictures, drawing.latents_per_prompt
@@ -185,17 +189,17 @@ class Audit:
         shared = {"images": asked, "null_images": asked, "class_images": of_class}
         shared |= {name: num * len(texts) for name, texts in probes.items()}
         missing = [num for name, num in shared.items() if not self.reference.kept_path(name).exists()]
-        own = [one for one in models if not (self.latents_dir(one, scale) / LATENTS_NAME).exists()]
+        own = [one for one in models if not (self.latents_dir(one) / LATENTS_NAME).exists()]
         return sum(missing) + len(own) * (asked + of_class)
 
-    def latents_dir(self, one: Given, scale: float = 1.0) -> Path:
+    def latents_dir(self, one: Given) -> Path:
         """Where the latents of a customized model are kept."""
-        return self.folder / f"{self.ground}-{_digest([one.key, scale])}"
+        return self.folder / _digest([self.ground, one.key])
 
-    def of(self, one: Given, model: Model, scale: float = 1.0) -> Audited:
+    def of(self, one: Given, model: Model) -> Audited:
         """All that is told of one customized model."""
         started = time.monotonic()
-        drawn = drawn_with(self.reference, model.concept, self.latents_dir(one, scale), model.base)
+        drawn = drawn_with(self.reference, model.concept, self.latents_dir(one), model.base)
         own = evaluate(self.reference, model.concept, self.real, drawn, model.base)
         base = self.reference.base
         return Audited(
@@ -215,12 +219,13 @@ class Audit:
         )
 
 
-@dataclass(frozen=True)
-class Curve:
-    """Checkpoints of one run, by step, and the step to keep."""
-
-    checks: Sequence[Check]
-    kept: Check
+def by_step(run: Sequence[Given]) -> dict[int, Given]:
+    """The checkpoints of a run in their order; one that says no step of its own stands one interval after the last."""
+    found: dict[int, Given] = {}
+    for one in run:
+        step, last = one.found.step, max(found, default=0)
+        found[last + (last // len(found) if found else 1) if step is None else step] = one
+    return found
 
 
 def curve(rule: SelfCheck, models: Mapping[int, Callable[[], Model]], done: Callable[[Check], None]) -> Curve:
@@ -230,10 +235,13 @@ def curve(rule: SelfCheck, models: Mapping[int, Callable[[], Model]], done: Call
         models: what opens the model of a step, by step; one is held at a time.
         done: called with every check.
     """
+
+    def looked(step: int, model: Model) -> Check:
+        return rule(model.concept, step, math.nan, model.base)
+
     checks = []
     for step, open_model in models.items():
-        model = open_model()
-        checks.append(rule(model.concept, step, float("nan"), model.base))
+        checks.append(looked(step, open_model()))
         done(checks[-1])
     return Curve(checks, choose(checks, models.keys()))
 

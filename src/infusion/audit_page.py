@@ -10,6 +10,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
@@ -23,10 +24,11 @@ from infusion.files import whole_file
 from infusion.intervals import Figure
 from infusion.measures import AGNOSTIC, NOTES, ROUNDING, SPECIFIC, Measure, arrow, measure_of
 from infusion.report import data_uri, format_count, format_seconds, pieces
-from infusion.stopping import Check
-from infusion.verdict import AXES, Audited, answers, axis_figure, format_figure, format_number, versions
+from infusion.verdict import AXES, Audited, Curve, answers, axis_figure, format_figure, format_number, versions
 
 _NUM_CASES = 6
+_MOST_COPIES = 48
+_OF_OTHER_TOOLS = ("made by", "rank", "changes", "step")
 _LARGEST_PX = 256
 GIVE_PICTURES = (
     "None were given. --pictures FOLDER, the folder it was trained on, adds whether it was learnt (identity), whether "
@@ -159,7 +161,9 @@ def _nearest(found: Audited) -> list[Likeness]:
         return []
     num_seeds = found.plan.drawing.num_seeds
     told = []
-    for n in near.cosine.argsort(descending=True, stable=True)[:_NUM_CASES].tolist():
+    num_copies = int((near.cosine > found.own.never_nearer).sum())
+    num = min(max(_NUM_CASES, num_copies), _MOST_COPIES)
+    for n in near.cosine.argsort(descending=True, stable=True)[:num].tolist():
         likeness, training = near.cosine[n].item(), found.training[int(near.reference[n])].copy()
         training.thumbnail((_LARGEST_PX, _LARGEST_PX))
         prompt = found.plan.prompts[n // num_seeds].text.format(found.placeholder)
@@ -188,14 +192,16 @@ def _score(found: Audited) -> str:
 
 
 def _facts(found: Audited) -> dict[str, str]:
-    return {
+    said = {
         "file": f"{found.file_bytes:,} bytes",
         "parameters": f"{found.num_parameters:,}",
-        "method": str(found.about["method"]),
-        "its paper": str(found.about["paper"]),
+        "method": found.about["method"],
+        "its paper": found.about["paper"],
+        **{name: found.about["settings"].get(name) for name in _OF_OTHER_TOOLS},
         "base model": found.base,
         "measured in": format_seconds(found.seconds),
     }
+    return {name: str(value) for name, value in said.items() if value is not None}
 
 
 def _settings(found: Audited) -> dict[str, str]:
@@ -243,33 +249,28 @@ class Compared:
 
 
 def unique_names(audited: Sequence[Audited]) -> list[str]:
-    """Their names, with a number where several are called alike."""
-    names = [one.name for one in audited]
-    return [f"{name} ({n})" if names.count(name) > 1 else name for n, name in enumerate(names, 1)]
+    """Their names, numbered where two are called alike, or as the base model is; a plot leaves out a first "_"."""
+    names = [one.name.lstrip("_") or "_" for one in audited]
+    if len({*names, BASE}) == len(names) + 1:
+        return names
+    return [f"{n}. {name}" for n, name in enumerate(names, 1)]
 
 
 def write_audits(
-    audited: Sequence[Audited],
-    pages: Sequence[str],
-    path: str | Path,
-    checks: Sequence[Check] = (),
-    kept: Check | None = None,
+    audited: Sequence[Audited], pages: Sequence[str], path: str | Path, curve: Curve | None = None
 ) -> None:
-    """One HTML file about several audits, whole or not at all.
+    """One HTML file about several audits, or about a run, whole or not at all.
 
     Args:
         pages: the page of each, to be linked.
-        checks, kept: of the checkpoints of a run, and the one to keep.
 
     Raises:
         UserError: it cannot be written.
     """
-    _write(render_audits(audited, pages, checks, kept), path)
+    _write(render_audits(audited, pages, curve), path)
 
 
-def render_audits(
-    audited: Sequence[Audited], pages: Sequence[str], checks: Sequence[Check] = (), kept: Check | None = None
-) -> str:
+def render_audits(audited: Sequence[Audited], pages: Sequence[str], curve: Curve | None = None) -> str:
     """HTML; all text is escaped."""
     compared, first = Compared(audited), audited[0]
     num_seeds = first.plan.drawing.num_seeds
@@ -287,28 +288,31 @@ def render_audits(
         rows=[_row(one, name, page) for (name, one), page in zip(compared.audited.items(), pages, strict=True)],
         axes=[(answer.question, AXES[answer.axis].sentence) for answer in answers(first) if answer.axis],
         plots=scatter_plots(compared),
-        curve=_curve(checks, kept) if kept else None,
-        kept=kept,
-        last=checks[-1] if checks else None,
+        curve=_plotted(curve) if curve else None,
+        kept=curve.kept if curve else None,
+        last=curve.checks[-1] if curve else None,
         names=["base model", *compared.audited],
         grid=grid,
         notes=(NOTES[AGNOSTIC], NOTES[SPECIFIC], *_NOTES_OF_ONE),
     )
 
 
-def _curve(checks: Sequence[Check], kept: Check) -> Plot:
+def _plotted(curve: Curve) -> Plot:
     lines = {
-        "learnt": [check.learnt for check in checks],
-        "prompts followed": [check.followed for check in checks],
-        "harmonic mean": [check.score for check in checks],
+        "learnt": [check.learnt for check in curve.checks],
+        "prompts followed": [check.followed for check in curve.checks],
+        "harmonic mean": [check.score for check in curve.checks],
     }
-    return curve_plot([check.step for check in checks], lines, kept.step)
+    return curve_plot([check.step for check in curve.checks], lines, curve.kept.step)
 
 
 def _row(found: Audited, name: str, page: str) -> Row:
     words = {answer.axis: answer.word for answer in answers(found)}
     cells = [(words[axis], format_figure(figure) if (figure := axis_figure(found, axis)) else "") for axis in AXES]
-    return Row(name, str(found.about["method"]), f"{found.file_bytes:,} bytes", page, cells)
+    settings = found.about["settings"]
+    said = [f"{name} {settings[name]}" for name in ("rank", "changes") if name in settings]
+    kind = ", ".join([str(found.about["method"]), *said])
+    return Row(name, kind, f"{found.file_bytes:,} bytes", quote(page), cells)
 
 
 # ------------------------------------------------------------------------------------------------------ templates

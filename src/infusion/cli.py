@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,15 +23,17 @@ from infusion.cli_audit import audit
 from infusion.cli_hub import push
 from infusion.cli_measure import (
     BASES,
+    PRECISIONS,
     BaseConfigOption,
     benchmark,
+    check_choice,
     load_base_on,
     report,
     watching_encoders,
 )
 from infusion.cli_prepare import CropOption, SegmenterOption, find_masks, prepare
 from infusion.cli_toybox import toybox
-from infusion.errors import UserError, all_at_once, nearest, noting
+from infusion.errors import UserError, all_at_once, noting
 from infusion.toybox.scene import FIRST_RESERVED_CONCEPT
 
 if TYPE_CHECKING:
@@ -51,7 +53,6 @@ if TYPE_CHECKING:
 
 MAX_SEEDS = 10_000
 DEMO_LEARNING_RATE = "0.03"  # the embedded model wants more than the published 0.01
-PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _GRID_ROWS, _GRID_COLUMNS = 16, 8
 _PREVIEW_SEEDS = range(4)
 _INTERRUPTED = 130
@@ -211,13 +212,13 @@ def train(
         concept = _read_concept(folder, class_noun, name, masks)
         output = output or Path(f"{concept.name}.safetensors")
     with noting(mistakes):
-        _check_choice("mixed_precision", mixed_precision, PRECISIONS)
+        check_choice("mixed_precision", mixed_precision, PRECISIONS)
     with noting(mistakes):
         from infusion.crop import CROPS
 
-        _check_choice("crop", crop, CROPS)
+        check_choice("crop", crop, CROPS)
     with noting(mistakes):
-        _check_choice("stop", stop, ("last", "auto"))
+        check_choice("stop", stop, ("last", "auto"))
     with noting(mistakes):
         _check_output(output)
     with noting(mistakes):
@@ -495,7 +496,7 @@ def _settings(flags: dict[str, Any], assignments: Sequence[str], config: Path | 
     given = {name: value for name, value in flags.items() if name in names}
     merged = merged_settings(given, assignments, config)
     method = str(merged.pop("method", _DEFAULT_METHOD))
-    _check_choice("method", method, METHODS)
+    check_choice("method", method, METHODS)
     return parse(merged, METHODS[method], TrainingSettings)
 
 
@@ -567,11 +568,6 @@ def _check_output(output: Path | None) -> None:
     if output.suffix != ".safetensors":
         raise UserError(f"The adapter file {output} must be called something.safetensors.")
     check_writable(output)
-
-
-def _check_choice(name: str, given: str, options: Iterable[str]) -> None:
-    if given not in options:
-        raise UserError(f'{name} = "{given}" is not one of {", ".join(options)}.{nearest(given, options)}')
 
 
 # --- what is done ---

@@ -1,8 +1,10 @@
 """Words on a command line -> what a fine-tune learnt and broke: `infusion audit`."""
 
+import hashlib
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,8 +15,10 @@ from infusion.cli_measure import (
     BASES,
     DEFAULT_CLIP,
     DEFAULT_ENCODER,
+    PRECISIONS,
     TOYBOX,
     BaseConfigOption,
+    check_choice,
     find_witnesses,
     load_base_on,
     watching_encoders,
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 
 _MOST_SEEDS = 1000
 _LIMIT_EXCEEDED = 3
+_INTERRUPTED = 130
 
 
 def audit(
@@ -63,7 +68,7 @@ def audit(
         Path | None,
         typer.Option(metavar="FILE", help="One prompt a line, {} for the concept; or TOML with facts."),
     ] = None,
-    scale: Annotated[float, typer.Option(min=0, max=10, help="How strongly a LoRA acts.")] = 1.0,
+    scale: Annotated[float, typer.Option(min=0, max=10, help="How strongly it acts.")] = 1.0,
     quick: Annotated[bool, typer.Option("--quick", help="Few prompts and seeds: a minute, wide intervals.")] = False,
     seeds: Annotated[
         int | None, typer.Option(min=1, max=_MOST_SEEDS, help="Pictures of every prompt. [default: 8, quick: 2]")
@@ -98,6 +103,9 @@ def audit(
     encoder: Annotated[
         str | None, typer.Option(metavar="NAME", help=f"Who recognises the subject. [default: {DEFAULT_ENCODER}]")
     ] = None,
+    mixed_precision: Annotated[
+        str, typer.Option(help="Precision of the models' weights: no, fp16 or bf16; two models are in memory.")
+    ] = "no",
     any_base: Annotated[
         bool, typer.Option("--any-base", help="Accept a base with the same layers that an adapter was not trained on.")
     ] = False,
@@ -106,19 +114,20 @@ def audit(
     ] = None,
 ) -> None:
     """Measure what anyone's fine-tune learnt, and what it broke."""
+    from infusion import foreign
     from infusion.evaluation_defaults import plan_for, read_prompts
     from infusion.terminal import plain_console
 
     page = output or _page_of(paths)
-    json_path = json_ or page.with_suffix(".json")
+    json_path = json_ or Path(f"{page}".removesuffix(page.suffix) + ".json")
     mistakes: list[str] = []
     found: list[Given] = []
     name = noun = concept = wanted = None
     limits: list[Limit] = []
     for path in paths:
         with noting(mistakes):
-            found += _given(path, class_noun, trigger)
-    is_run = len(found) > len(paths)
+            found += _given(path, class_noun, trigger, scale)
+    is_run = any(map(foreign.is_run, paths))
     with noting(mistakes):
         noun = _class_noun(found, is_run and len(paths) > 1)
     with noting(mistakes):
@@ -131,13 +140,15 @@ def audit(
     with noting(mistakes):
         limits = _limits(fail_above, fail_below, pictures is not None)
     with noting(mistakes):
+        check_choice("mixed_precision", mixed_precision, PRECISIONS)
+    with noting(mistakes):
         _check_outputs(page, json_path, work_dir)
     if mistakes:
         raise all_at_once(mistakes, "this command")
     assert name is not None and noun is not None
 
     console = plain_console()
-    model = load_base_on(console, name, device, config=base_config)
+    model = load_base_on(console, name, device, PRECISIONS[mixed_precision], base_config)
     plan = plan_for(noun, name == TOYBOX, quick, seeds, wanted)
     witnesses, names = find_witnesses(console, name, clip, encoder)
 
@@ -146,17 +157,29 @@ def audit(
 
     shown = [square(image, model.size_px) for image in concept.images] if concept else []
     shared = Audit(model, noun, plan, witnesses, names, shown, work_dir)
-    open_model = partial(opened, base=model, scale=scale, any_base=any_base, config=base_config)
-    curve = None
-    if is_run:
-        assert concept is not None
-        curve, found = _curve(console, shared, found, concept, watching_encoders(name, clip, encoder), open_model)
-    if beside_infusion:
-        assert concept is not None
-        found = [*found, _infusion(console, model, concept, work_dir)]
-    audited = _audited(console, shared, found, scale, open_model)
+    open_model = partial(opened, base=model, any_base=any_base, config=base_config)
+    curve, judged = None, found
+    try:
+        if is_run:
+            assert concept is not None
+            curve, found = _curve(console, shared, found, concept, watching_encoders(name, clip, encoder), open_model)
+            judged = found[:1]
+        if beside_infusion:
+            assert concept is not None
+            found = [*found, _infusion(console, model, concept, work_dir)]
+        audited = _audited(console, shared, found, open_model)
+    except KeyboardInterrupt:
+        console.print(
+            f"Interrupted. Sets of pictures that were whole are kept in {work_dir}; the same command goes on."
+        )
+        raise typer.Exit(_INTERRUPTED) from None
     _write(console, audited, curve, page, json_path)
-    exceeded = [f"{one.name}: {sentence}" for one in audited for limit in limits if (sentence := limit.sentence(one))]
+    exceeded = [
+        f"{one.name}: {sentence}"
+        for one in audited[: len(judged)]
+        for limit in limits
+        if (sentence := limit.sentence(one))
+    ]
     if exceeded:
         print("\n".join(exceeded), file=sys.stderr)
         raise typer.Exit(_LIMIT_EXCEEDED)
@@ -165,15 +188,12 @@ def audit(
 # --- what is given ---
 
 
-def _given(path: Path, class_noun: str | None, trigger: str | None) -> "list[Given]":
+def _given(path: Path, class_noun: str | None, trigger: str | None, scale: float) -> "list[Given]":
     """A file or folder, or one on the Hub; of a folder of checkpoints, each."""
-    from infusion.audit import given, is_run
-    from infusion.foreign import checkpoints
-    from infusion.hub import adapter_path
+    from infusion.audit import given
+    from infusion.foreign import checkpoints, is_run
 
-    if is_run(path):
-        return [given(found, class_noun, trigger) for found in checkpoints(path)]
-    return [given(path if path.exists() else adapter_path(path), class_noun, trigger)]
+    return [given(one, class_noun, trigger, scale) for one in (checkpoints(path) if is_run(path) else [path])]
 
 
 def _class_noun(found: "Sequence[Given]", several_runs: bool) -> str | None:
@@ -231,7 +251,7 @@ def _pictures(
     for source, caption in zip(concept.sources, concept.captions, strict=True):
         with noting(mistakes, f"{source}: "):
             name_concept(caption or concept.placeholder, concept.placeholder, concept.class_noun)
-    if mistakes and ours:
+    if mistakes and (ours or beside_infusion):
         raise UserError(f'The pictures in {folder} are not of the class "{class_noun}". {mistakes[0]}')
     return concept
 
@@ -247,13 +267,19 @@ def _page_of(paths: Sequence[Path]) -> Path:
     """In the folder where the command is run; for several, one page about all."""
     if len(paths) > 1:
         return Path("audit.html")
-    name = "-".join(paths[0].parts[-2:] if not paths[0].exists() else [paths[0].stem]).replace("@", "-")
-    return Path(f"{name.removesuffix('.safetensors')}-audit.html")
+    path = paths[0]
+    if path.exists():
+        name = path.stem if path.is_file() else path.resolve().name
+    else:
+        name = "-".join(path.parts).replace("@", "-").removesuffix(".safetensors")  # on the Hub
+    return Path(f"{name}-audit.html")
 
 
 def _check_outputs(page: Path, json_path: Path, work_dir: Path) -> None:
     from infusion.files import check_writable
 
+    if not page.suffix:
+        raise UserError(f"{page} is no name for a page: give one like audit.html.")
     for path in (page, json_path, work_dir / "latents.safetensors"):
         check_writable(path)
     if page.resolve() == json_path.resolve():
@@ -272,7 +298,7 @@ def _curve(
     open_model: "Callable[[Given], Model]",
 ) -> "tuple[Curve, list[Given]]":
     """Every checkpoint looked at; then the one to keep and the last, to be measured in full."""
-    from infusion.audit import curve
+    from infusion.audit import by_step, curve
     from infusion.encoders import load_clip, load_image_encoder
     from infusion.report import format_seconds
     from infusion.stopping import SelfCheck
@@ -280,7 +306,7 @@ def _curve(
 
     base = shared.reference.base
     rule = SelfCheck(base, concept, load_clip(encoders[0], base.device), load_image_encoder(encoders[1], base.device))
-    steps = {one.found.step or number: one for number, one in enumerate(run, 1)}
+    steps = by_step(run)
     started, done = time.monotonic(), 0
     with progress_bar(console, "Looking at checkpoints") as advance:
 
@@ -292,13 +318,13 @@ def _curve(
             advance(done, len(steps), f"{seen}, {format_seconds(left)} left" if left else seen)
 
         found = curve(rule, {step: partial(open_model, one) for step, one in steps.items()}, told)
-    kept, last = steps[found.kept.step], steps[max(steps)]
+    kept, last = steps[found.kept.step], list(steps.values())[-1]
     console.print(f"The checkpoint to keep: step {found.kept.step}, {kept.found.path}.")
     return found, [kept] if kept is last else [kept, last]
 
 
 def _infusion(console: "Console", base: "Base", concept: "Concept", work_dir: Path) -> "Given":
-    """Infusion, trained on the same pictures with its defaults."""
+    """Infusion, trained on the same pictures with its defaults, or as it was trained before."""
     from infusion.adapter_file import save_adapter
     from infusion.audit import given
     from infusion.methods import Infusion
@@ -306,27 +332,31 @@ def _infusion(console: "Console", base: "Base", concept: "Concept", work_dir: Pa
     from infusion.terminal import progress_bar
     from infusion.training import train
 
-    adapter = Infusion().adapter(base, concept)
-    path = work_dir / "infusion.safetensors"
-    with progress_bar(console, "Training Infusion") as advance:
-        for now in train(base, adapter, concept):
-            advance(now.step, now.max_train_steps, f"{format_seconds(now.seconds_left)} left")
-    save_adapter(adapter, path, base, {"num_images": len(concept.images)})
-    return given(path)
+    pictures = hashlib.sha256("".join([base.digest(), concept.class_noun]).encode())
+    for image in concept.images:
+        pictures.update(image.tobytes())
+    path = work_dir / f"infusion-{pictures.hexdigest()[:16]}.safetensors"
+    if not path.exists():
+        adapter = Infusion().adapter(base, concept)
+        with progress_bar(console, "Training Infusion") as advance:
+            for now in train(base, adapter, concept, checkpoint_path=path.with_suffix(".checkpoint.safetensors")):
+                advance(now.step, now.max_train_steps, f"{format_seconds(now.seconds_left)} left")
+        save_adapter(adapter, path, base, {"num_images": len(concept.images)})
+        path.with_suffix(".checkpoint.safetensors").unlink(missing_ok=True)
+    return replace(given(path), name="infusion")
 
 
 def _audited(
     console: "Console",
     shared: "Audit",
     found: "Sequence[Given]",
-    scale: float,
     open_model: "Callable[[Given], Model]",
 ) -> "list[Audited]":
     """Everything measured, one after another, with one bar."""
     from infusion.report import format_count, format_seconds
     from infusion.terminal import progress_bar
 
-    total = shared.num_to_draw(found, scale)
+    total = shared.num_to_draw(found)
     plan = shared.reference.plan
     told = f"{format_count(len(plan.prompts), 'prompt')} × {format_count(plan.drawing.num_seeds, 'seed')}"
     console.print(f"{told}, {shared.reference.class_noun}: {format_count(total, 'picture')} to draw.")
@@ -341,7 +371,7 @@ def _audited(
 
         shared.reference.report = count
         for one in found:
-            audited.append(shared.of(one, open_model(one), scale))
+            audited.append(shared.of(one, open_model(one)))
     return audited
 
 
@@ -353,16 +383,15 @@ def _write(
     from infusion.files import whole_file
     from infusion.verdict import answers, to_json
 
-    chosen = (curve.checks, curve.kept) if curve else ()
     with whole_file(json_path) as temporary:
-        temporary.write_text(to_json(audited, *chosen), encoding="utf-8")
-    if len(audited) == 1:
+        temporary.write_text(to_json(audited, curve), encoding="utf-8")
+    if len(audited) == 1 and curve is None:
         write_audit(audited[0], page)
     else:
         pages = [page.with_name(f"{page.stem}-{number}.html") for number in range(1, len(audited) + 1)]
         for one, own in zip(audited, pages, strict=True):
             write_audit(one, own)
-        write_audits(audited, [own.name for own in pages], page, *chosen)
+        write_audits(audited, [own.name for own in pages], page, curve)
     for one in audited:
         if len(audited) > 1:
             console.print(f"\n{one.name}")

@@ -4,7 +4,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 TOYBOX = "toybox"
 _TOYBOX_WITNESS, _TOYBOX_JUDGES = "toybox-b", "b"  # of the embedded world; no method is trained with them
 DEFAULT_CLIP, DEFAULT_ENCODER = "openai/clip-vit-base-patch32", "facebook/dinov2-base"  # for other bases
+PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _INTERRUPTED = 130
 _MOST_SEEDS = 1000
 _TOLD_FAILURES = 10
@@ -115,6 +116,11 @@ def _specification(spec: str) -> tuple[Path, Path]:
 
 
 # --- what is done ---
+
+
+def check_choice(name: str, given: str, options: Iterable[str]) -> None:
+    if given not in options:
+        raise UserError(f'{name} = "{given}" is not one of {", ".join(options)}.{nearest(given, options)}')
 
 
 def load_base_on(

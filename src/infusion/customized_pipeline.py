@@ -12,7 +12,7 @@ from torch import Tensor
 from infusion.adapter_file import load_adapter
 from infusion.base import Base, attached
 from infusion.base.cross_attention import cross_attentions
-from infusion.base.customization import Customized, scaled
+from infusion.base.customization import Customized, Strengthened, attached, scaled
 from infusion.base.edits import wrap_method
 from infusion.base.token_vectors import TokenVectors
 from infusion.concept import checked_name
@@ -164,10 +164,10 @@ class CustomizedPipeline:
         _, tokens = base.family.tokenize(self.pipeline, prompts, **options)
         self._make_plain(given, prompts)
         copies = given.get("num_images_per_prompt") or 1
-        active = [_Strengthened(adapter, self.weights[name]) for name, adapter in self.adapters.items()]
-        active = [adapter for adapter in active if adapter.weight]
-        for adapter in active:
-            adapter.adapter.to(base.device)
+        active = []
+        for name, adapter in self.adapters.items():
+            if self.weights[name]:
+                active.append(Strengthened(adapter.to(base.device), self.weights[name]))
         with attached(base, active) as denoiser:
             if not denoiser.streams or not any(tokens):
                 return self.pipeline(**given)
@@ -247,21 +247,6 @@ def customize(pipeline: Any, *adapters: Adapter | str | Path, any_base: bool = F
     for adapter in adapters:
         customized.load_infusion(adapter)
     return customized
-
-
-class _Strengthened:
-    """An adapter whose edits act with a weight."""
-
-    def __init__(self, adapter: Adapter, weight: float) -> None:
-        self.concept_name = adapter.concept_name
-        self.adapter = adapter
-        self.weight = weight
-
-    def check_fits(self, base: Base) -> None:
-        self.adapter.check_fits(base)
-
-    def edits(self, base: Base) -> list[Any]:
-        return [scaled(edit, self.weight) for edit in self.adapter.edits(base)]
 
 
 def _arguments(pipeline: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

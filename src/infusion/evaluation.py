@@ -33,6 +33,7 @@ from infusion.toybox.judges import Judges
 _NULL_SEEDS = 1000  # away from the seeds that are compared
 _CLASS_SEEDS = 2000
 _PRIOR_SEEDS = 3000
+_THE_SAME = 0.9999  # cosine of a picture that is among the training pictures twice
 LATENTS_NAME = "latents.safetensors"
 
 
@@ -378,7 +379,8 @@ class ConceptPictures:
         """The most that another real picture is like a training picture: what is more like one is a copy."""
         if self.same_place is not None:
             return metrics.nearest_reference(clip, self.same_place, self.training).cosine.max().item()
-        return _to_each_other(clip, self.training).nan_to_num(-1).max().item()
+        cosines = _to_each_other(clip, self.training).nan_to_num(-1)
+        return cosines[cosines < _THE_SAME].max().item() if (cosines < _THE_SAME).any() else math.inf
 
 
 def _to_each_other(encoder: ImageEncoder | Clip, images: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from infusion.measures import BY_NAME, ROUNDING, measure_of
 from infusion.stopping import Check
 
 _AS_MUCH = 0.9  # of the base's own: what is above that is as good as followed
+_LITTLE = 0.1  # of the way from the base's pictures of a class to the subject
+_TIMES_ROUNDING = 10  # the base model's own divergence, in another batch, is one draw of rounding
 NEEDS_PICTURES = "This takes real pictures of the subject: give the folder it was trained on, --pictures FOLDER."
 TOO_ALIKE = (
     "The real pictures and the base model’s are too alike to make a scale of: give other pictures of the subject, or "
@@ -90,18 +92,6 @@ class Answer(NamedTuple):
     measures: Sequence[str]
 
 
-# Words of answers that say that something was learnt or broken.
-ALARMS = (
-    "Yes",
-    "More than learnt",
-    "Less than before",
-    "Only around the concept",
-    "Not wholly",
-    "A few may be",
-    "It moved",
-)
-
-
 def answers(found: Audited) -> list[Answer]:
     """What the measures say, question by question."""
     facts = [name for name in found.own.measures if name.startswith("facts")]
@@ -161,7 +151,7 @@ def _leaked(found: Audited) -> tuple[str, str]:
     plain = f"a plain {found.class_noun}"
     if siblings is None or noun is None:
         return "Not measured", "The divergences could not be taken."
-    if max(siblings.value, noun.value) <= ROUNDING:
+    if _is_unmoved(found, "lfd_s2") and _is_unmoved(found, "lfd_s3"):
         return "No", (
             f"Prompts with {plain} and with sibling classes give the base model’s predictions: "
             f"{_unmoved(S2=siblings, S3=noun)}."
@@ -178,8 +168,10 @@ def _leaked(found: Audited) -> tuple[str, str]:
         signs.append(f"pictures of {plain} differ among themselves {format_figure(diversity)} times as much as before")
     if signs:
         return "Yes", _sentence(f"{' and '.join(signs)}; {moved}")
-    unseen = "and its pictures show no more of the subject than before" if leak is not None else "what that did is open"
-    return ("No sign" if leak is not None else "It moved"), _sentence(f"{moved}, {unseen}")
+    if leak is None:
+        return "It moved", _sentence(f"{moved}, what that did is open")
+    told = f"{plain} stands at {format_figure(leak)} between what it was, 0, and the subject, 1"
+    return ("No sign" if leak.high < _LITTLE else "Cannot tell"), _sentence(f"{moved}; {told}")
 
 
 def _moved(found: Audited) -> tuple[str, str]:
@@ -188,20 +180,27 @@ def _moved(found: Audited) -> tuple[str, str]:
         return "Not measured", "The divergences could not be taken."
     first, fourth = (_relative(found.figure(f"lfd_{name}_relative")) for name in ("s1", "s4"))
     around = f"around the concept, outside the subject, predictions moved by {fourth} what the prompt itself changes"
-    if unrelated.value > ROUNDING:
+    if not _is_unmoved(found, "lfd_s1"):
         return "Yes", (
             f"Predictions for unrelated prompts moved by {first} what the prompt itself changes in them (S1); {around} "
             "(S4)."
         )
     unmoved = f"Unrelated prompts give the base model’s predictions: {_unmoved(S1=unrelated)}"
-    if beside.value > ROUNDING:
+    if not _is_unmoved(found, "lfd_s4"):
         return "Only around the concept", f"{unmoved}; {around} (S4)."
     return "No", f"{unmoved}; so does what is around the concept: {_unmoved(S4=beside)}."
+
+
+def _is_unmoved(found: Audited, name: str) -> bool:
+    """Whether a divergence is what rounding makes, here or in the base model's own row."""
+    figure, own = found.own.measures[name], found.untouched.measures.get(name)
+    return figure.value <= max(ROUNDING, _TIMES_ROUNDING * (own.value if own else 0.0))
 
 
 def _confined(found: Audited) -> tuple[str, str]:
     told = [(words, found.figure(name), found.beside(name)) for name, words in _PARTS.items()]
     seen = [(words, figure, null) for words, figure, null in told if figure and null is not None]
+    seen = [(words, figure, null) for words, figure, null in seen if math.isfinite(figure.low)]
     if not seen:
         return "Not measured", "Background, layout and style could not be compared with the base model’s."
     beyond = [words for words, figure, null in seen if figure.low > null]
@@ -275,6 +274,14 @@ def _relative(figure: Figure | None) -> str:
     if figure is None:
         return "an unknown share of"
     return f"{format_number(100 * figure.value)}% of" if figure.value < 1 else f"{format_number(figure.value)} times"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Checkpoints of one run, by step, and the one to keep."""
+
+    checks: Sequence[Check]
+    kept: Check
 
 
 # ------------------------------------------------------------------------------------------------ a number per axis
@@ -361,19 +368,19 @@ def parse_limit(text: str, upwards: bool, has_pictures: bool) -> Limit:
 # --------------------------------------------------------------------------------------------------------- the JSON
 
 
-def to_json(audited: Sequence[Audited], checks: Sequence[Check] = (), kept: Check | None = None) -> str:
-    """Everything measured, with intervals, and all that it depends on, for programs.
-
-    checks, kept: of the checkpoints of a run, and the one to keep.
-    """
+def to_json(audited: Sequence[Audited], curve: Curve | None = None) -> str:
+    """Everything measured, with intervals, and all that it depends on, for programs."""
+    steps = []
+    if curve:
+        steps = [asdict(one) | {"score": one.score, "kept": one is curve.kept} for one in curve.checks]
     content = {
         "definition": "Every measure is this project's definition of it.",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "audits": [_audit(found) for found in audited],
-        "checkpoints": [asdict(check) | {"score": check.score, "kept": check == kept} for check in checks],
+        "checkpoints": steps,
     }
-    return json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n"
+    return json.dumps(_for_json(content), indent=2, allow_nan=False) + "\n"
 
 
 def _audit(found: Audited) -> dict[str, Any]:
@@ -398,13 +405,15 @@ def _audit(found: Audited) -> dict[str, Any]:
     }
 
 
-def _without_nan(content: Any) -> Any:
-    """JSON has no NaN."""
+def _for_json(content: Any) -> Any:
+    """JSON has no NaN; six digits of every number."""
     if isinstance(content, dict):
-        return {name: _without_nan(value) for name, value in content.items()}
+        return {name: _for_json(value) for name, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+        return [_for_json(value) for value in content]
+    if isinstance(content, float):
+        return float(f"{content:.6g}") if math.isfinite(content) else None
+    return content
 
 
 def _verdict(found: Audited, answer: Answer) -> dict[str, Any]:
@@ -412,7 +421,7 @@ def _verdict(found: Audited, answer: Answer) -> dict[str, Any]:
     return {
         "answer": answer.word,
         "sentence": answer.sentence,
-        **{name: _finite(getattr(figure, name)) for name in ("value", "low", "high")},
+        **{name: getattr(figure, name) for name in ("value", "low", "high")},
         "what": AXES[str(answer.axis)].sentence,
     }
 
@@ -420,20 +429,15 @@ def _verdict(found: Audited, answer: Answer) -> dict[str, Any]:
 def _measured(found: Audited, name: str, figure: Figure) -> dict[str, Any]:
     base = found.untouched.measures.get(name)
     return {
-        "value": _finite(figure.value),
-        "low": _finite(figure.low),
-        "high": _finite(figure.high),
+        "value": figure.value,
+        "low": figure.low,
+        "high": figure.high,
         "num": figure.num,
-        "base": _finite(base.value if base else None),
-        "null": _finite(found.nulls.get(name)),
+        "base": base.value if base else None,
+        "null": found.nulls.get(name),
         "better": measure_of(name).better,
         "sentence": measure_of(name).sentence,
     }
-
-
-def _finite(value: float | None) -> float | None:
-    """Six digits of a finite number."""
-    return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
 
 
 def versions() -> dict[str, str]:

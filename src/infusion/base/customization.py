@@ -87,6 +87,24 @@ class Words:
         return ()
 
 
+class Strengthened:
+    """A customization whose edits act `weight` times as strongly; at 0 it is the base's view of its words."""
+
+    def __init__(self, customization: Named, weight: float) -> None:
+        self.customization = customization
+        self.concept_name = customization.concept_name
+        self.words = customization.words
+        self.weight = weight
+
+    def check_fits(self, base: "Base") -> None:
+        self.customization.check_fits(base)
+
+    def edits(self, base: "Base") -> Sequence[Edit]:
+        if self.weight == 0:
+            return ()
+        return [scaled(edit, self.weight) for edit in self.customization.edits(base)]
+
+
 class Customized:
     """A base under edits; a `Denoiser`. streams and texts are None where no edit needs them."""
 

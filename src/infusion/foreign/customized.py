@@ -18,6 +18,9 @@ from infusion.foreign.tensor_files import TensorFile, read_tensor_file, shown
 from infusion.foreign.weight_changes import changed_weights, layer_changes
 from infusion.foreign.words import add_words, vectors_of
 
+ALL_OR_NOTHING = ("textual inversion", "pipeline", "single-file checkpoint")
+"""Kinds that are there or not: they have no strength in between."""
+
 
 def customized(
     found: Found,
@@ -49,7 +52,7 @@ def customized(
         raise UserError(f"A strength of {scale} cannot be: give a number, 1 for the customization as it was trained.")
     if found.kind == "infusion adapter":
         raise UserError(f"{found.path} is an adapter of this package: load it with load_adapter.")
-    if scale not in (0, 1) and found.kind in ("textual inversion", "pipeline", "single-file checkpoint"):
+    if scale not in (0, 1) and found.kind in ALL_OR_NOTHING:
         raise UserError(f"A {found.kind} is there or not, so it has no strength of {scale:g}: give 1 or 0.")
     if scale and found.kind == "pipeline":
         return _whole_model(found.path, device, dtype), found.trigger
