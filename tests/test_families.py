@@ -359,6 +359,15 @@ def test_masks_come_from_the_models_own_attention(base):
     assert [mask.size for mask in masks] == [(base.size_px,) * 2]
 
 
+@pytest.mark.parametrize("name", ["pixart-sigma", "sana"], indirect=True)
+def test_attention_to_tokens_that_are_not_read_is_not_counted(base):
+    images = [Image.new("RGB", (base.size_px,) * 2, "red")]
+    (read,) = attention_masks(base, images, "cat")
+    base.family.masks_text = False
+    (whole,) = attention_masks(base, images, "cat")
+    assert difference(read, whole) > 0
+
+
 def test_joint_attention_gives_no_masks(concept):
     with pytest.raises(UserError, match="give masks"):
         attention_masks(Base.from_pipeline(tiny("sd-3")), list(concept.images), "cat")

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from infusion.errors import UserError
 from infusion.launch import Processes, processes
 from infusion.toybox.concepts import write_concept
 
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "infusion.cli"]
 STEPS = ["--learning-rate", "0.05", "--max-train-steps", "3", "--train-batch-size", "4", "--device", "cpu"]
 
 
@@ -34,9 +34,7 @@ def learn(command, folder, base_dir, output, *more):
 def test_two_processes_learn_what_one_does(folder, base_dir, tmp_path):
     alone = learn([sys.executable, "-m", "infusion.cli"], folder, base_dir, tmp_path / "one.safetensors")
     assert alone.returncode == 0, alone.stderr
-    launch = [Path(sys.executable).with_name("accelerate"), "launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    shared = learn([*launch, "-m", "infusion.cli"], folder, base_dir, tmp_path / "two.safetensors")
+    shared = learn(TWO, folder, base_dir, tmp_path / "two.safetensors")
     assert shared.returncode == 0, shared.stderr
     one, two = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     for name, tensor in one.items():
@@ -45,9 +43,7 @@ def test_two_processes_learn_what_one_does(folder, base_dir, tmp_path):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(folder, base_dir, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    failed = learn([*launch, "-m", "infusion.cli"], folder, base_dir, tmp_path / "a.safetensors",
-                   "--train-batch-size", "3")  # fmt: skip
+    failed = learn(TWO, folder, base_dir, tmp_path / "a.safetensors", "--train-batch-size", "3")
     assert failed.returncode and "train_batch_size = 3 cannot be shared by 2 processes" in failed.stderr
     assert not (tmp_path / "a.safetensors").exists()
 

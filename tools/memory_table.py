@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from infusion.base import Base
 from infusion.base.denoiser import Conditioning
-from infusion.methods.infusion import Infusion
+from infusion.methods.infusion import Infusion, InfusionAdapter, residual_widths
 
 PAGE = Path(__file__).parents[1] / "docs" / "memory.md"
 MARK = "<!-- what follows is written by tools/memory_table.py -->"
@@ -71,8 +71,7 @@ def peak_gb(name: str, size_px: int, checkpointing: bool) -> float:
         network.requires_grad_(False)
         if checkpointing:
             network.enable_gradient_checkpointing()
-        concept: Any = SimpleNamespace(name="cat", class_noun="cat")
-        adapter = Infusion().adapter(base, concept)
+        adapter = InfusionAdapter(Infusion(), "cat", "cat", residual_widths(base.text_layers, keys=False))
         pooled = (config.get("projection_class_embeddings_input_dim") or 0) - 6 * (
             config.get("addition_time_embed_dim") or 0
         )

@@ -72,11 +72,13 @@ class Infusion(Method):
             UserError: `layers` matches no layer of the base that reads text.
         """
         layers = self._layers(base)
-        return InfusionAdapter(self, concept.name, concept.class_noun, _widths(layers, self.keys)).to(base.device)
+        return InfusionAdapter(self, concept.name, concept.class_noun, residual_widths(layers, self.keys)).to(
+            base.device
+        )
 
     def num_parameters(self, base: Base, class_noun: str) -> int:
         """The sum of the widths of the chosen layers: 12,480 for all of Stable Diffusion 1.5; twice that with keys."""
-        return sum(_widths(self._layers(base), self.keys).values())
+        return sum(residual_widths(self._layers(base), self.keys).values())
 
     def _layers(self, base: Base) -> dict[str, TextLayer]:
         there = base.text_layers
@@ -130,7 +132,7 @@ class InfusionAdapter(Adapter):
         return [ValueResiduals(self.concept_name, self.residuals(), borrows, self.residuals(_KEY))]
 
 
-def _widths(layers: Mapping[str, TextLayer], keys: bool) -> dict[str, int]:
+def residual_widths(layers: Mapping[str, TextLayer], keys: bool) -> dict[str, int]:
     """Lengths of the residuals of layers, by name in the file: the projection's path and what is added to it."""
     widths = {f"{path}.{layer.values}{_VALUE}": layer.width for path, layer in layers.items()}
     if keys:
@@ -144,7 +146,7 @@ def _layer_path(name: str) -> str:
 
 
 def _check_names(widths: Mapping[str, int], base: Base, concept_name: str, keys: bool) -> None:
-    there = _widths(base.text_layers, keys)
+    there = residual_widths(base.text_layers, keys)
     for name, width in widths.items():
         if there.get(name) != width:
             raise UserError(
