@@ -43,7 +43,11 @@ def evaluated(pictures: bool = True, base_facts: float = 0.9, **changed: Figure 
     if not pictures:
         measures = {k: v for k, v in measures.items() if k not in ("identity", "copied", "collapse", "class_leak")}
     images = torch.linspace(0, 1, 4)[:, None, None, None].expand(4, 3, 8, 8)
-    base = MEASURED | {"identity": Figure(2.8e-8, 0, 0, 2), "facts": Figure(base_facts, base_facts, base_facts, 2)}
+    base = MEASURED | {
+        "lfd_s4": Figure(0.0, 0.0, 0.0, 2),
+        "identity": Figure(2.8e-8, 0, 0, 2),
+        "facts": Figure(base_facts, base_facts, base_facts, 2),
+    }
     return Audited(
         name="my-cat",
         about={
@@ -51,6 +55,7 @@ def evaluated(pictures: bool = True, base_facts: float = 0.9, **changed: Figure 
             "class_noun": "cat",
             "method": "infusion",
             "paper": "arXiv 2404.14007",
+            "strength": 1.0,
             "settings": {"layers": "all"},
             "training": {"max_train_steps": 60},
             "base": {"id": "toybox", "fingerprint": "abc"},

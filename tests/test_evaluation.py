@@ -20,7 +20,7 @@ from infusion.evaluation import (
     evaluate,
     to_tensor,
 )
-from infusion.evaluation_defaults import PROMPTS, num_pictures, plan_for, read_prompts, siblings_of
+from infusion.evaluation_defaults import PROMPTS, plan_for, read_prompts, siblings_of
 from infusion.metrics import FACTS
 from infusion.toybox.scene import CLASSES
 
@@ -79,13 +79,19 @@ def test_every_picture_drawn_is_reported(reference, adapter, real, drawn):
     evaluate(reference, adapter, real)
     evaluate(reference, None, real)
     assert reference.nulls["w2_exact"] > 0
-    assert sum(drawn) == num_pictures(PLAN) == 3 * 6 + 2 * 4 + 7
+    assert sum(drawn) == 3 * 6 + 2 * 4 + 7
 
 
 def test_copies_are_found(reference, real):
     copies = real.training[torch.arange(6) % 3]
     found = values(evaluate(reference, None, real, Drawn(copies, reference.class_images)))
     assert found["copied"] == 1 and found["collapse"] < 0.5 and found["identity"] > 1
+
+
+def test_a_training_picture_that_is_there_twice_hides_no_copies(reference, real):
+    twice = ConceptPictures(torch.cat([real.training, real.training[:1]]))
+    copies = real.training[torch.arange(6) % 3]
+    assert values(evaluate(reference, None, twice, Drawn(copies, reference.class_images)))["copied"] == 1
 
 
 def test_identity_is_left_out_where_floor_and_ceiling_are_one(reference, real):
@@ -127,7 +133,7 @@ def test_siblings_are_alike():
 
 def test_quick_asks_less():
     quick, whole = plan_for("cat", True, quick=True), plan_for("cat", True, quick=False)
-    assert num_pictures(quick) * 4 < num_pictures(whole) and all(one in PROMPTS for one in quick.prompts)
+    assert len(quick.prompt_of) * 4 < len(whole.prompt_of) and all(one in PROMPTS for one in quick.prompts)
     assert plan_for("cat", True, quick=True, num_seeds=5).drawing.num_seeds == 5
     assert plan_for("cat", False, quick=False).drawing.num_inference_steps == 20
 

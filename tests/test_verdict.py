@@ -167,3 +167,19 @@ def test_what_is_no_limit(text):
         parse_limit(text, True, False)
     with pytest.raises(UserError, match="There is no axis"):
         parse_limit(f"x{text}", True, False)
+
+
+def test_a_divergence_of_the_base_itself_is_no_movement():
+    """What the base model makes of another batch is rounding: of half precision it may be far above 1e-9."""
+    tiny = Figure(3e-6, 1e-6, 5e-6, 2)
+    moved = evaluated(lfd_s1=tiny, lfd_s1_relative=tiny)
+    assert words(moved)["moved"] == "Yes"
+    rounded = replace(moved, untouched=replace(moved.untouched, measures=moved.untouched.measures | {"lfd_s1": tiny}))
+    assert words(rounded)["moved"] == "Only around the concept"
+
+
+def test_a_leak_that_cannot_be_told_is_not_called_absent():
+    moved = Figure(0.04, 0.03, 0.05, 2)
+    for leak, word in ((Figure(0.2, -0.05, 0.45, 2), "Cannot tell"), (Figure(0.0, -0.05, 0.05, 2), "No sign")):
+        found = evaluated(lfd_s3=moved, class_leak=leak)
+        assert words(found)["leaked"] == word and "(−0.0500 to" in sentence(found, "leaked")

@@ -80,8 +80,7 @@ def given(path: Path | Found, class_noun: str | None = None, words: str | None =
     name = found.path.stem if found.path.is_file() and named is not path else named.name
     if found.kind == "infusion adapter":
         about, _ = read_adapter_file(found.files[0])
-        about["settings"] = about["settings"] | {"strength": scale}
-        return Given(name, found, about, about["class_noun"], None, scale)
+        return Given(name, found, about | {"strength": scale}, about["class_noun"], None, scale)
     noun, trigger = class_noun or found.class_noun, words or found.trigger
     if found.kind in _BRING_WORDS and found.trigger and found.trigger not in (trigger or "").split():
         trigger = found.trigger
@@ -99,7 +98,8 @@ def given(path: Path | Found, class_noun: str | None = None, words: str | None =
         "class_noun": noun,
         "method": found.kind,
         "paper": None,
-        "settings": _said(found) | {"strength": scale},
+        "settings": _said(found),
+        "strength": scale,
         "training": {},
         "base": {"id": found.base or "not said"},
     }
@@ -140,8 +140,8 @@ def opened(one: Given, base: Base, any_base: bool = False, config: str | None = 
     own, token = customized(one.found, base.id, base.device, base.dtype, one.scale, config)
     if type(own.family) is not type(base.family) or own.latent_shape != base.latent_shape:
         raise UserError(
-            f"{one.found.path} is a model of the family {own.family.architecture} for pictures of {own.size_px} px, and "
-            f'"{base.id}" is of {base.family.architecture} for {base.size_px} px: give the base it was made from.'
+            f"{one.found.path} is a model of the family {own.family.architecture} for pictures of {own.size_px} px, "
+            f'and "{base.id}" is of {base.family.architecture} for {base.size_px} px: give the base it was made from.'
         )
     words = one.words
     if token and one.found.trigger:  # a word of several vectors is several words to the text model

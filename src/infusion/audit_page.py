@@ -208,6 +208,7 @@ def _settings(found: Audited) -> dict[str, str]:
     """Everything that the figures depend on, name by name."""
     told = {
         "adapter file": found.file_name,
+        "strength": found.about["strength"],
         "base fingerprint": found.about["base"]["fingerprint"],
         **{f"method: {name}": value for name, value in found.about["settings"].items()},
         **{f"training: {name}": value for name, value in found.about["training"].items()},

@@ -12,7 +12,7 @@ from torch import Tensor
 from infusion.adapter_file import load_adapter
 from infusion.base import Base, attached
 from infusion.base.cross_attention import cross_attentions
-from infusion.base.customization import Customized, Strengthened, attached, scaled
+from infusion.base.customization import Customized, Strengthened, scaled
 from infusion.base.edits import wrap_method
 from infusion.base.token_vectors import TokenVectors
 from infusion.concept import checked_name

@@ -390,7 +390,10 @@ def _audit(found: Audited) -> dict[str, Any]:
             "file": found.file_name,
             "bytes": found.file_bytes,
             "num_parameters": found.num_parameters,
-            **{name: found.about[name] for name in ("concept_name", "class_noun", "method", "paper", "settings")},
+            **{
+                name: found.about[name]
+                for name in ("concept_name", "class_noun", "method", "paper", "strength", "settings")
+            },
             "training": found.about["training"],
         },
         "base": {"id": found.base, "trained_on": found.about["base"]},
