@@ -15,7 +15,10 @@ from pathlib import Path
 import stand_in
 
 _OPTIONAL_IN = ("diffusers", "transformers")
-_FETCHED_LATE = {"diffusers": ["StableDiffusionPipeline", "StableDiffusionXLPipeline"], "transformers": ["CLIPTextModel"]}
+_FETCHED_LATE = {
+    "diffusers": ["StableDiffusionPipeline", "StableDiffusionXLPipeline"],
+    "transformers": ["CLIPTextModel"],
+}
 
 
 def import_first(script: Path) -> None:

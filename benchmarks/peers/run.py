@@ -145,7 +145,9 @@ def main() -> None:
         shutil.rmtree(output_dir, ignore_errors=True)
         words = command_line(recipe["arguments"] | run["arguments"], places, output_dir)
         seconds = run_script(given.scripts / run["script"], words, given.work / f"{name}.log")
-        files = {file: keep(output_dir / source, file, given.output, given.work) for file, source in run["keep"].items()}
+        files = {
+            file: keep(output_dir / source, file, given.output, given.work) for file, source in run["keep"].items()
+        }
         for file, source in run.get("kohya", {}).items():
             files[file] = given.output / file
             write_kohya(files[source], files[file])
