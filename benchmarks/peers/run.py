@@ -138,7 +138,7 @@ def main() -> None:
     for name, run in runs.items():
         names = [*run["keep"], *run.get("kohya", {})]
         there = all((given.output / file).exists() or (given.work / "large" / file).exists() for file in names)
-        if (given.only and name not in given.only) or (there and not given.again):
+        if (given.only and name not in given.only) or (there and name in made and not given.again):
             continue
         print(f"{name}: {run['script']} ...", flush=True)
         output_dir = given.work / name
@@ -154,7 +154,6 @@ def main() -> None:
         made[name] = {
             "script": run["script"],
             "script_sha256": facts(given.scripts / run["script"])["sha256"],
-            "seconds": round(seconds),
             "versions": {package: version(package) for package in _VERSIONS_OF},
             "files": {file: facts(path) for file, path in files.items()},
         }
