@@ -38,9 +38,9 @@ _VERSIONS_OF = ("torch", "diffusers", "transformers", "peft", "accelerate", "pil
 
 
 def write_pictures(recipe: Mapping[str, Any], work: Path) -> dict[str, str]:
-    """The folders that arguments speak of."""
+    """The folders of the base and of training pictures, as arguments name them."""
     images, _ = concept_pictures(recipe["individual"], recipe["num_images"])
-    places = {name: work / name for name in ("pictures", "one_picture", "class_pictures")}
+    places = {name: work / name for name in ("pictures", "one_picture")}
     for name, kept in (("pictures", images), ("one_picture", images[:1])):
         shutil.rmtree(places[name], ignore_errors=True)
         for number, image in enumerate(kept, start=1):
@@ -141,9 +141,11 @@ def main() -> None:
         if (given.only and name not in given.only) or (there and name in made and not given.again):
             continue
         print(f"{name}: {run['script']} ...", flush=True)
-        output_dir = given.work / name
-        shutil.rmtree(output_dir, ignore_errors=True)
-        words = command_line(recipe["arguments"] | run["arguments"], places, output_dir)
+        output_dir, class_pictures = given.work / name, given.work / f"{name}-class-pictures"
+        for folder in (output_dir, class_pictures):  # what a script draws at random depends on what it finds
+            shutil.rmtree(folder, ignore_errors=True)
+        folders = places | {"class_pictures": str(class_pictures)}
+        words = command_line(recipe["arguments"] | run["arguments"], folders, output_dir)
         seconds = run_script(given.scripts / run["script"], words, given.work / f"{name}.log")
         files = {
             file: keep(output_dir / source, file, given.output, given.work) for file, source in run["keep"].items()
