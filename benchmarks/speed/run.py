@@ -1,0 +1,257 @@
+"""The name of a comparison -> a JSON file and a table of what each of its rows takes.
+
+    python benchmarks/speed/run.py training --model quarter --dtype fp32 --scripts DIR
+    python benchmarks/speed/run.py start --model quarter --scripts DIR
+    python benchmarks/speed/run.py sampling --model quarter --batch-size 8
+    python benchmarks/speed/run.py concepts --model quarter
+    python benchmarks/speed/run.py command-line
+    python benchmarks/speed/run.py training --model sd15 --dtype bf16 --batch-size 16 --device cuda
+
+README.md says how it is measured, and ../peers/README.md where diffusers' training scripts (--scripts) come from.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import ENVIRONMENT, HERE, Measured, Row, Worker, result, start_up, table, take_turns
+from models import NAMES, model_dir, size_px
+from turns import Clock
+
+from infusion.files import save_png, whole_file
+from infusion.toybox.concepts import concept_pictures
+
+INDIVIDUAL, NUM_PICTURES = 41012, 4
+NUM_CONCEPTS = 1000
+SCRIPTS = ("textual-inversion", "lora", "custom-diffusion")
+_FORWARD, _OURS = Row("UNet forward", "forward"), Row("infusion", "infusion")
+_AGAIN = ", again"
+Told = Mapping[str, Any]
+Found = dict[str, Any]
+_VERSIONS_OF = ("torch", "diffusers", "transformers", "accelerate", "peft", "infusion-diffusion")
+# TFLOP of a training step of one picture that cannot be avoided, with cached latents (1 MAC = 2 FLOP): what a step of
+# ours is held against. The foundation's pass, the customized one from the first layer that reads text on, and its
+# backward pass for the residuals; counted on the real configurations.
+LEAST_TFLOP = {"sd15": 2.351, "sdxl": 18.88}
+
+
+def _again(row: Row) -> Row:
+    return Row(row.name + _AGAIN, row.worker, row.told)
+
+
+def training_rows(given: argparse.Namespace) -> list[Row]:
+    there = given.scripts is not None and given.model != "sdxl"  # which has scripts of its own
+    peers = [Row(f"diffusers {name}", "diffusers_script", {"script": name}) for name in SCRIPTS] if there else []
+    return [_FORWARD, _OURS, *peers, _again(_FORWARD)]
+
+
+def sampling_rows() -> list[Row]:
+    plain, named = {"concept": False}, {"concept": True}
+    reference = Row("diffusers pipeline", "pipeline", plain)
+    return [
+        reference,
+        Row("infusion.generate, no concept", "generation", plain),
+        Row("infusion.generate, a concept", "generation", named),
+        Row("customized pipeline, a concept", "pipeline", named),
+        _again(reference),
+    ]
+
+
+def write_pictures(work: Path, side_px: int) -> dict[str, str]:
+    """The same training pictures twice: alone, as diffusers' scripts want them, and with masks beside them."""
+    images, masks = concept_pictures(INDIVIDUAL, NUM_PICTURES, size_px=side_px)
+    alone, with_masks = work / f"pictures-{side_px}", work / f"pictures-and-masks-{side_px}"
+    for number, (image, mask) in enumerate(zip(images, masks, strict=True), start=1):
+        save_png(image, alone / f"{number:02d}.png")
+        save_png(image, with_masks / f"{number:02d}.png")
+        save_png(mask, with_masks / "masks" / f"{number:02d}.png")
+    return {"pictures": str(alone), "pictures_and_masks": str(with_masks)}
+
+
+def yardstick(device: str, dtype: str) -> float:
+    """FLOP/s of a large matrix product, in bf16 on CUDA: the best of some."""
+    clock = Clock(device)
+    side = 8192 if clock.on_cuda else 1024
+    kind = torch.bfloat16 if clock.on_cuda or dtype == "bf16" else torch.float32
+    a, b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
+    seconds = []
+    for _ in range(8):
+        started = clock.now()
+        a @ b
+        seconds.append(clock.between(started, clock.now()))
+    return 2 * side**3 / min(seconds)
+
+
+def facts(given: argparse.Namespace) -> dict[str, Any]:
+    """What of the machine and of the run decides about the figures."""
+    on_cuda = given.device.startswith("cuda")
+    of_model = {
+        "model": given.model,
+        "size px": size_px(given.model),
+        "batch size": given.batch_size,
+        "dtype": given.dtype,
+    }
+    of_sampling = {"sampler steps": given.sampler_steps, "guidance scale": given.guidance_scale}
+    return {
+        **(of_model if given.comparison != "command-line" else {}),
+        **(of_sampling if given.comparison == "sampling" else {}),
+        "device": torch.cuda.get_device_name(given.device) if on_cuda else f"CPU ({platform.machine()})",
+        "vector units": torch.backends.cpu.get_cpu_capability(),
+        "threads": ENVIRONMENT["OMP_NUM_THREADS"],
+        "python": platform.python_version(),
+        **{package: version(package) for package in _VERSIONS_OF},
+    }
+
+
+def training(given: argparse.Namespace, told: Told) -> Found:
+    """One training step, beside the network's forward pass and the steps of diffusers' own scripts."""
+    measured = take_turns(training_rows(given), told, given.logs, given.steps, given.repeats)
+    found = result("one step", measured, [_FORWARD.name, _OURS.name], _FORWARD.name + _AGAIN, given.unit)
+    speed = yardstick(given.device, given.dtype)
+    return found | {"matmul_flops_per_second": speed, "utilisation": utilisation(found, speed, given)}
+
+
+def utilisation(found: Found, flops_per_second: float, given: argparse.Namespace) -> dict[str, float]:
+    """Share of the matrix product's speed that the least arithmetic of a row makes; rows whose count is known."""
+    counts = {_FORWARD.name: found["rows"][_FORWARD.name]["flops"]}
+    if given.model in LEAST_TFLOP:
+        counts[_OURS.name] = LEAST_TFLOP[given.model] * 1e12 * given.batch_size
+    return {
+        name: count / found["rows"][name][given.unit]["median"] / flops_per_second for name, count in counts.items()
+    }
+
+
+def start(given: argparse.Namespace, told: Told) -> Found:
+    """From the start of a process to its first step."""
+    measured = start_up(training_rows(given), told, given.logs, given.repeats)
+    return result("start to first step", measured, [_FORWARD.name, _OURS.name], _FORWARD.name + _AGAIN, "cpu")
+
+
+def sampling(given: argparse.Namespace, told: Told) -> Found:
+    """A batch of pictures, beside the plain diffusers pipeline."""
+    rows = sampling_rows()
+    measured = take_turns(rows, told, given.logs, given.steps, given.repeats)
+    return result(f"{given.batch_size} pictures", measured, [rows[0].name], rows[0].name + _AGAIN, given.unit)
+
+
+def concepts(given: argparse.Namespace, told: Told) -> Found:
+    """What adapters that are loaded side by side take."""
+    with Worker(Row("concepts", "concepts"), told, given.logs / "concepts.log") as worker:
+        taken = worker.turn(NUM_CONCEPTS)
+    grown = taken["peak_bytes"] - worker.first["peak_bytes"]
+    return {
+        "num_concepts": NUM_CONCEPTS,
+        "num_parameters": worker.first["num_parameters"],
+        "file_bytes": worker.first["file_bytes"],
+        "bytes": grown,
+        "bytes_per_number": grown / NUM_CONCEPTS / worker.first["num_parameters"],
+        "cpu_seconds_per_concept": taken["cpu"],
+        "wall_seconds_per_concept": taken["wall"],
+    }
+
+
+def command_line(given: argparse.Namespace, told: Told) -> Found:
+    """How long the command line takes to say what it can do, beside a Python that does nothing."""
+    commands = {
+        "python": ["-c", "pass"],
+        "import infusion": ["-c", "import infusion"],
+        "infusion --help": ["-m", "infusion.cli", "--help"],
+        "infusion generate --help": ["-m", "infusion.cli", "generate", "--help"],
+        "infusion train --help": ["-m", "infusion.cli", "train", "--help"],
+    }
+    commands["python" + _AGAIN] = commands["python"]
+    rounds = [{name: _ran(words) for name, words in commands.items()} for _ in range(given.repeats + 1)][1:]
+    measured = [Measured(Row(name, "command"), {}, [taken[name] for taken in rounds]) for name in commands]
+    return result("command", measured, ["python"], "python" + _AGAIN, "cpu")
+
+
+def _ran(words: Sequence[str]) -> dict[str, float]:
+    """A Python process of its own, to its end."""
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, env=os.environ | ENVIRONMENT)
+    _, status, used = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, words
+    return {"cpu": used.ru_utime + used.ru_stime, "wall": wall, "peak_bytes": used.ru_maxrss * 1024}
+
+
+COMPARISONS = {"training": training, "start": start, "sampling": sampling, "concepts": concepts}
+COMPARISONS |= {"command-line": command_line}
+
+
+def written(found: Found) -> str:
+    """A result as Markdown."""
+    parts = [concepts_sentence(found) if "num_concepts" in found else table(found)]
+    if "utilisation" in found:
+        shares = ", ".join(f"{row} {share:.1%}" for row, share in found["utilisation"].items())
+        parts.append(f"Of a matrix product's {found['matmul_flops_per_second'] / 1e12:.3g} TFLOP/s: {shares}.")
+    parts.append(", ".join(f"{name} {value}" for name, value in found["facts"].items()) + ".")
+    return "\n\n".join(parts) + "\n"
+
+
+def concepts_sentence(found: Found) -> str:
+    cpu, wall = (1000 * found[f"{clock}_seconds_per_concept"] for clock in ("cpu", "wall"))
+    return (
+        f"{found['num_concepts']:,} concepts of {found['num_parameters']:,} numbers, in files of "
+        f"{found['file_bytes']:,} bytes, take {found['bytes'] / 1e6:.0f} MB of memory when they are loaded: "
+        f"{found['bytes_per_number']:.2f} bytes a number. Loading one takes {cpu:.2f} ms of CPU, {wall:.2f} ms in all."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comparison", choices=COMPARISONS)
+    parser.add_argument("--model", choices=NAMES, default="quarter")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--scripts", type=Path, metavar="DIR", help="where diffusers' training scripts are")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
+    parser.add_argument("--sampler-steps", type=int, default=10)
+    parser.add_argument("--guidance-scale", type=float, default=7.5)
+    parser.add_argument("--work", type=Path, default=HERE / "work", help="random models, logs")
+    parser.add_argument("--output-dir", "-o", type=Path, default=HERE / "results")
+    given = parser.parse_args()
+    os.environ |= ENVIRONMENT
+    torch.set_num_threads(1)
+    work = given.work.resolve()
+    given.logs = work / "logs"
+    given.logs.mkdir(parents=True, exist_ok=True)
+    given.unit = "device" if given.device.startswith("cuda") else "cpu"
+    told = {
+        "model_dir": str(model_dir(given.model, work)),
+        "size_px": size_px(given.model),
+        "dtype": given.dtype,
+        "device": given.device,
+        "batch_size": given.batch_size,
+        "scripts": str(given.scripts),
+        "sampler_steps": given.sampler_steps,
+        "guidance_scale": given.guidance_scale,
+        "work": str(work),
+        **write_pictures(work, size_px(given.model)),
+    }
+    found = COMPARISONS[given.comparison](given, told)
+    found |= {"comparison": given.comparison, "repeats": given.repeats, "facts": facts(given)}
+    text = written(found)
+    name = given.comparison
+    if given.comparison != "command-line":
+        name += f"-{given.model}-{given.dtype}-b{given.batch_size}-{given.device.split(':')[0]}"
+    for ending, content in (("json", json.dumps(found, indent=1) + "\n"), ("md", text)):
+        with whole_file(given.output_dir / f"{name}.{ending}") as file:
+            file.write_text(content, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""How times become ratios, a noise floor and a table; what counts as the network's time."""
+
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch.utils.checkpoint import checkpoint
+
+SPEED = Path(__file__).parents[1] / "benchmarks" / "speed"
+
+
+def load(name: str) -> ModuleType:
+    spec = spec_from_file_location(f"speed_{name}", SPEED / f"{name}.py")
+    assert spec and spec.loader
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def measure() -> ModuleType:
+    return load("measure")
+
+
+def measured(measure, name, seconds, network=0.5):
+    rounds = [{"cpu": s, "wall": 2 * s, "network": network * s, "peak_bytes": 10**6 * s} for s in seconds]
+    return measure.Measured(measure.Row(name, "worker"), {"cpu": 9.0, "peak_bytes": 1, "flops": 7}, rounds)
+
+
+def test_ratios_are_taken_within_rounds(measure):
+    plain = measured(measure, "plain", [1, 2, 4])  # the machine slows down, for both alike
+    rival = measured(measure, "rival", [3, 6, 12])
+    assert measure.ratios([plain, rival], "plain", "cpu") == {"plain": 1, "rival": 3}
+
+
+def test_the_noise_floor_is_what_a_row_is_off_from_itself(measure):
+    rows = [measured(measure, "plain", [1, 1, 1]), measured(measure, "again", [1.02, 0.97, 1.1])]
+    assert measure.noise_floor(rows, "plain", "again", "cpu") == pytest.approx(0.03)
+
+
+def test_the_table_says_what_says_nothing(measure):
+    rows = [
+        measured(measure, "plain", [1, 1, 1]),
+        measured(measure, "near", [1.03, 1.03, 1.03]),
+        measured(measure, "far", [1.5, 1.4, 1.6], network=0.8),
+        measured(measure, "plain, again", [1.02, 1.02, 0.98]),
+    ]
+    found = measure.result("one step", rows, ["plain"], "plain, again", "cpu") | {"repeats": 3}
+    assert found["rows"]["far"]["cpu"] | {"rounds": None} == {"median": 1.5, "minimum": 1.4, "rounds": None}
+    assert found["rows"]["far"]["peak_bytes"] == 1.6e6 and found["rows"]["far"]["flops"] == 7
+    assert found["rows"]["far"]["share_outside_network"] == pytest.approx(0.2)
+    assert not found["noisy"]
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in measure.table(found).splitlines() if line}
+    assert "1.030 ≈" in lines["near"]
+    assert "| 1.500 |" in lines["far"] and "300 ms, 20.0%" in lines["far"]
+    noisy = measure.result("one step", rows, ["plain"], "far", "cpu") | {"repeats": 3}
+    assert "Noisy run" in measure.table(noisy)
+
+
+def test_time_in_the_network_is_counted_once(pipe, monkeypatch):
+    turns = load("turns")
+    monkeypatch.setattr(UNet2DConditionModel, "forward", UNet2DConditionModel.forward)  # to be put back afterwards
+    monkeypatch.setattr(torch.Tensor, "backward", torch.Tensor.backward)
+
+    class Ticks:
+        """Every look at this clock takes a second."""
+
+        seconds = 0
+
+        def now(self):
+            self.seconds += 1
+            return self.seconds
+
+        def between(self, first, last):
+            return last - first
+
+    network = turns.NetworkClock(Ticks())
+    latents, text_states = torch.randn(1, 4, 8, 8, requires_grad=True), torch.randn(1, 32, 16)
+    # a backward pass that runs the network again
+    prediction = checkpoint(lambda x: pipe.unet(x, 500, text_states).sample, latents, use_reentrant=False)
+    assert network.taken() == 1
+    prediction.sum().backward()
+    assert network.taken() == 1
+    assert network.taken() == 0
