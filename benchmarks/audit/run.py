@@ -10,6 +10,7 @@ learnt by heart is found out.
 
 import argparse
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from infusion.files import whole_file
 HERE = Path(__file__).parent
 FILES_DIR, RESULTS_DIR = HERE / "files", HERE / "results"
 PEERS_DIR = HERE.parent / "peers" / "work"
+CUSTOM_DIFFUSION_DIR = HERE / "work" / "custom-diffusion"
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,22 @@ CASES = {
     "lora-600": Case(FILES_DIR / "lora-600.safetensors"),
     "lora-copying": Case(FILES_DIR / "lora-copying.safetensors"),
     "textual-inversion": Case(FILES_DIR / "textual-inversion.safetensors", "<my-cat>"),
-    "custom-diffusion": Case(PEERS_DIR / "custom-diffusion", "<new1> cat"),
+    "custom-diffusion": Case(CUSTOM_DIFFUSION_DIR, "<new1> cat"),
     "dreambooth": Case(PEERS_DIR / "large" / "dreambooth"),
     "dreambooth-prior": Case(PEERS_DIR / "large" / "dreambooth-prior"),
 }
+
+
+def lay_out_custom_diffusion() -> None:
+    """The folder as the script left it: weights and the word under the script's names."""
+    kept = {
+        PEERS_DIR / "large" / "custom-diffusion.safetensors": "pytorch_custom_diffusion_weights.safetensors",
+        FILES_DIR / "custom-diffusion-token.safetensors": "<new1>.safetensors",
+    }
+    if all(path.exists() for path in kept):
+        CUSTOM_DIFFUSION_DIR.mkdir(parents=True, exist_ok=True)
+        for path, name in kept.items():
+            shutil.copyfile(path, CUSTOM_DIFFUSION_DIR / name)
 
 
 def audit(name: str, case: Case, work: Path) -> None:
@@ -140,6 +154,7 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, default=HERE / "work")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    lay_out_custom_diffusion()
     for name, case in CASES.items():
         if not (RESULTS_DIR / f"{name}.json").exists() and case.path.exists():
             print(f"== {name}", flush=True)

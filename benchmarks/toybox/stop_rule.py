@@ -2,9 +2,9 @@
 
     python benchmarks/toybox/stop_rule.py benchmarks/toybox/full.toml -o benchmarks/toybox/full
     python benchmarks/toybox/stop_rule.py benchmarks/toybox/full.toml -o benchmarks/audit --name run --rows lora \\
-        --individuals 20 --first-individual 43000 --times-longer 4 --every 50
+        --individuals 20 --first-individual 43000 --times-longer 4 --every 100
 
-The second is a run of twelve checkpoints as people have them, of which `infusion audit` chooses among all.
+The second is a run of six checkpoints as people have them, of which `infusion audit` chooses among all.
 
 The rule watches with the toybox's encoders a, and ends a training as the command line does. Every step it looks at is
 also judged by the encoders and judges b, on prompts that the rule does not draw and with other seeds; what the rule
