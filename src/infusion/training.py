@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from infusion.base import Base, Denoiser
+from infusion.base.frozen_convolutions import lean_convolutions
 from infusion.base.noise_schedule import training_target
 from infusion.checkpoint import Checkpoint
 from infusion.concept import Concept
@@ -175,7 +176,7 @@ def _gradients(
             batch = data.batch(size, generator).rows(rows)
             borrows = adapter.draw_borrows(size, generator)
             borrows = None if borrows is None else borrows[rows]
-            with base.customized(adapter, borrows=borrows) as denoiser:
+            with lean_convolutions(base.network), base.customized(adapter, borrows=borrows) as denoiser:
                 loss = denoising_loss(base, denoiser, batch, method.masked_loss)
                 if prior:
                     of_class = denoising_loss(base, denoiser, prior.batch(size, generator).rows(rows))

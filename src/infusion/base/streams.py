@@ -47,14 +47,15 @@ class ValueResiduals:
 class _Plan:
     """The rows of the customized pass: K of the batch's B rows.
 
-    at: [K] their places in the batch. changed: which of the K name a concept; the others only keep the batch in shape.
-    borrows: [K] whether they take over their twins' maps. concepts: those that are named, at most M in one row.
-    slots: [K, M] their indices in `concepts`. tokens: [K, T, M], 1 at the tokens that name them. in_rank_form: the
-    layers that need nothing of their own.
+    at: [K] their places in the batch; others: [B - K] those of the rest. changed: which of the K name a concept; the
+    others only keep the batch in shape. borrows: [K] whether they take over their twins' maps. concepts: those that are
+    named, at most M in one row. slots: [K, M] their indices in `concepts`. tokens: [K, T, M], 1 at the tokens that name
+    them. in_rank_form: the layers that need nothing of their own.
     """
 
     batch_size: int
     at: Tensor
+    others: Tensor
     changed: Sequence[int]
     borrows: Sequence[bool]
     concepts: Sequence[str]
@@ -186,13 +187,15 @@ class TwinStreams:
                 slots[k, m] = concepts.index(concept)
                 tokens[k, list(self.rows[row][concept]), m] = 1
         borrows = [self._borrows(row, ours[row]) for _, row in rows]
+        at = [block * len(self.rows) + row for block, row in rows]
 
         def there(tensor: Tensor) -> Tensor:
             return tensor.to(text_states.device, non_blocking=True)
 
         return _Plan(
             batch_size=batch_size,
-            at=there(torch.tensor([block * len(self.rows) + row for block, row in rows])),
+            at=there(torch.tensor(at)),
+            others=there(torch.tensor(sorted(set(range(batch_size)) - set(at)), dtype=torch.long)),
             changed=[k for k, (block, _) in enumerate(rows) if of_prompts[block]],
             borrows=borrows,
             concepts=concepts,
@@ -256,13 +259,11 @@ class TwinStreams:
 
     def _others(self, original: Callable[..., Any], inputs: Mapping[str, Any], plan: _Plan) -> Tensor | None:
         """The untouched network on the rows that are not customized: its prediction, in their places."""
-        others = [row for row in range(plan.batch_size) if row not in plan.at.tolist()]
-        if not others:
+        if not len(plan.others):
             return None
-        at = torch.tensor(others, device=plan.at.device)
-        rows = self._of_rows(inputs, lambda value: _take_rows(value, at, plan.batch_size))
+        rows = self._of_rows(inputs, lambda value: _take_rows(value, plan.others, plan.batch_size))
         predicted = original(**rows, return_dict=False)[0]
-        return predicted.new_zeros(plan.batch_size, *predicted.shape[1:]).index_copy(0, at, predicted)
+        return predicted.new_zeros(plan.batch_size, *predicted.shape[1:]).index_copy(0, plan.others, predicted)
 
     def _on_attention(
         self, path: str, layer: TextLayer, original: Callable[..., Any], *args: Any, **kwargs: Any
