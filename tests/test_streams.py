@@ -7,7 +7,9 @@ import torch
 from tiny_families import PIPELINES, tiny
 
 from infusion.base import Base, rank_form
+from infusion.errors import UserError
 from infusion.methods import Infusion
+from infusion.pipeline import sample_prompts
 
 CROSS = ("sd-1", "sdxl", "pixart-sigma", "sana")
 PROMPTS = ["a <my-cat>", "the <my-cat> and a <rex>", "a dog", "a <rex> next to a <rex>"]
@@ -174,3 +176,44 @@ def test_joint_attention_and_keys_take_the_general_form(concept):
     attention.to_k.register_forward_hook(lambda *_: seen.append("keys"))
     predicted(base, adapters, *given)
     assert len(seen) == 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", list(PIPELINES))
+def test_held_is_what_the_foundation_did_last(concept, name):
+    """On the inputs of the last call that is exact; on others the foundation's part stays what it was."""
+    base = precise(name)
+    adapters = two_adapters(base, concept)
+    latents, *told = inputs(base, adapters)
+    rows = []
+    layer = next(iter(base.text_layers.values())).attention.get_submodule("to_q")
+    with base.customized(*adapters) as denoiser:
+        locked = denoiser.predict(latents, *told)
+        denoiser.hold(True)
+        handle = layer.register_forward_hook(lambda _m, _i, output: rows.append(len(output)))
+        assert_equal(denoiser.predict(latents, *told), locked)
+        handle.remove()
+        assert rows[0] == 1, "the foundation runs for the row without a concept alone"
+        moved = denoiser.predict(latents + 0.1, *told)
+        denoiser.hold(False)
+        exact = denoiser.predict(latents + 0.1, *told)
+    assert_equal(moved[2], exact[2])
+    assert (moved[NAMED] - exact[NAMED]).abs().max() > 1e-6
+
+
+def test_pictures_with_the_lock_held(base, adapter):
+    """One call for guidance and one for the concept in each later step; prompts without one are untouched."""
+    settings = {"seeds": (1,), "num_inference_steps": 4, "batch_size": 1}
+    rows = []
+    base.network.conv_in.register_forward_hook(lambda _m, _i, output: rows.append(len(output)))
+    exact, held, never = (
+        torch.cat(list(sample_prompts(base, ["a <my-cat>", "a dog"], [adapter], lock_until=share, **settings)))
+        for share in (1.0, 0.5, 0.0)
+    )
+    assert torch.equal(held[1], exact[1])
+    differences = [(picture - exact)[0].abs().max() for picture in (held, never)]
+    assert 0 < differences[0] < differences[1]
+    plain = [2] * 4
+    assert rows == [2, 1] * 4 + plain + [2, 1, 2, 1, 1, 1, 1, 1] + plain + [2, 1, 1, 1, 1, 1, 1, 1] + plain
+    with pytest.raises(UserError, match=r"lock_until = 1\.5"):
+        next(sample_prompts(base, "a cat", lock_until=1.5))

@@ -79,6 +79,11 @@ class Customized:
             self.streams.rows = conditioning.concept_tokens
         return self.base.predict(noisy_latents, timesteps, conditioning)
 
+    def hold(self, held: bool) -> None:
+        """Whether customized rows take over what the foundation did in the last call, whose rows were the same."""
+        if self.streams:
+            self.streams.held = held
+
 
 @contextmanager
 def attached(base: "Base", adapters: Sequence[Customization], borrows: Tensor | None = None) -> Iterator[Customized]:
