@@ -78,17 +78,17 @@ class Counted:
             self._predict(denoiser, 1, named=1).square().mean().backward()
 
     def guided(self) -> tuple[float, float, float]:
-        """TFLOP of a step of the sampler with guidance: the plain model; a concept, locked; and with the lock held."""
+        """TFLOP of a step of the sampler with guidance: the plain model; a concept; and with the lock released."""
 
-        def held() -> None:
-            denoiser.streams.held = True
+        def released() -> None:
+            denoiser.release(True)
             self._predict(denoiser, 2, named=1)
 
         with torch.no_grad():
             plain = tera_flop(lambda: self._predict(self.base, 2))
             with self.base.customized(self.adapter) as denoiser:
                 locked = tera_flop(lambda: self._predict(denoiser, 2, named=1))
-                return plain, locked, tera_flop(held)
+                return plain, locked, tera_flop(released)
 
     def _predict(self, denoiser: Any, num_rows: int, named: int = 0) -> Tensor:
         """A call with so many rows, of which the last `named` name the concept."""
@@ -133,15 +133,15 @@ def general_form() -> Iterator[None]:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    print("| model | picture | form | forward | step | kept, MB | guided, plain | locked | held |")
+    print("| model | picture | form | forward | step | kept, MB | guided, plain | locked | released |")
     print("|---|---|---|---|---|---|---|---|---|")
     for case in (SD15, SDXL):
         counted = Counted(case)
         for form, context in (("rank", ExitStack), ("general", general_form)):
             with context():
                 step, kept = counted.step(), kept_mb(case)
-                plain, locked, held = counted.guided()
-            costs = f"{counted.forward():.3f} | {step:.3f} | {kept:.0f} | {plain:.3f} | {locked:.3f} | {held:.3f}"
+                plain, locked, released = counted.guided()
+            costs = f"{counted.forward():.3f} | {step:.3f} | {kept:.0f} | {plain:.3f} | {locked:.3f} | {released:.3f}"
             print(f"| {case.model} | {case.size_px} px | {form} | {costs} |", flush=True)
 
 

@@ -320,7 +320,7 @@ def generate(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures drawn at a time.")] = None,
     lock_until: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Share of the steps that follow the foundation anew; less is faster."),
+        typer.Option(min=0, max=1, help="Share of the steps that follow the base's attention; less is faster."),
     ] = None,
     any_base: Annotated[
         bool, typer.Option("--any-base", help="Accept concepts trained on another base with the same layers.")

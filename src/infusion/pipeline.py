@@ -52,8 +52,8 @@ def sample_prompts(
         seeds: one per picture; a picture's noise does not depend on what is drawn beside it.
         guidance_scale: how strongly to follow prompts; 1 turns guidance off. By default what suits the family.
         scheduler: any diffusers scheduler; the base's own by default.
-        lock_until: share of the steps in which the foundation runs beside a picture with a concept. Later steps, but
-            for the first of all, take over what it did last: a third faster, and no longer exact.
+        lock_until: share of the steps in which a picture with a concept has the foundation's attention maps. Later
+            steps have maps of their own and no foundation beside them: a third faster, and no longer exact.
 
     Raises:
         UserError: a prompt names a concept that no adapter brings; the adapters do not go together; the model knows no
@@ -89,6 +89,6 @@ def sample_prompts(
                 num_inference_steps,
                 generators,
                 options,
-                lambda done, denoiser=denoiser: denoiser.hold(done >= lock_until),  # type: ignore[misc]
+                lambda done, denoiser=denoiser: denoiser.release(done >= lock_until),  # type: ignore[misc]
             )
         yield latents

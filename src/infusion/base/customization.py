@@ -79,10 +79,10 @@ class Customized:
             self.streams.rows = conditioning.concept_tokens
         return self.base.predict(noisy_latents, timesteps, conditioning)
 
-    def hold(self, held: bool) -> None:
-        """Whether customized rows take over what the foundation did in the last call, whose rows were the same."""
+    def release(self, released: bool) -> None:
+        """Whether rows that name a concept have attention maps of their own from here on, and no foundation."""
         if self.streams:
-            self.streams.held = held
+            self.streams.released = released
 
 
 @contextmanager

@@ -83,8 +83,7 @@ class TwinStreams:
     borrows: [B] which of those rows take over the foundation's maps; by default what the residuals say.
     among_others: a batch may hold other rows too, such as the unconditional ones of guidance; then `text_states`
     [B, T, C] say which are the `rows`, and `found`, whether any were.
-    held: what is taken over is what the foundation did in the last call, whose rows must have been the same; then it
-    is not run for rows that name a concept.
+    released: rows that name a concept have maps of their own, and no foundation beside them.
     """
 
     def __init__(
@@ -100,7 +99,7 @@ class TwinStreams:
         self.borrows = None if borrows is None else borrows.tolist()
         self.rows: Sequence[ConceptTokens] = ()
         self.text_states: Tensor | None = None
-        self.among_others = self.found = self.held = False
+        self.among_others = self.found = self.released = False
         self._layers = family.text_layers(network)
         edited = {path for residual in residuals for path in (*residual.vectors, *residual.key_vectors)}
         self._edited = [path for path in self._layers if path in edited]
@@ -138,16 +137,14 @@ class TwinStreams:
             return original(**inputs, return_dict=as_output)
         # taken first, because the network empties some of the lists it is given
         rows = self._of_rows(inputs, plan.take)
-        if self.held and (self._recorded or self._attended):
-            prediction = self._others(original, inputs, plan)
-        else:
-            self._forget()
-            prediction = self._foundation_pass(original, inputs, plan)
+        self._forget()
+        run = self._others if self.released else self._foundation_pass
+        prediction = run(original, inputs, plan)
         self._replaying = plan
         self._start.give()
         changed = original(**rows, return_dict=True)
         if not torch.is_grad_enabled():  # else checkpointed layers may be run again, until the next call
-            self._replaying = None
+            self._forget()
         if prediction is not None:
             at = plan.at[plan.changed]
             changed.sample = prediction.index_copy(0, at, changed.sample[plan.changed])
@@ -222,6 +219,8 @@ class TwinStreams:
         return theirs
 
     def _borrows(self, row: int, concepts: Collection[str]) -> bool:
+        if self.released:
+            return False
         if self.borrows is not None:
             return self.borrows[row]
         return all(self.residuals[name].borrows for name in concepts)
