@@ -118,7 +118,10 @@ def test_a_concept_acts_and_other_rows_are_the_bases_to_the_bit(base, concept):
 
 
 def test_attention_maps_are_the_foundations_for_any_residual(base, concept):
-    """Queries, and keys where these depend on the image, leave their projections as the foundation's."""
+    """Queries, and keys where these depend on the image, leave their projections as the foundation's.
+
+    Cross-attention has none of its own in the customized pass (`test_streams` holds it to the law in numbers).
+    """
     adapter = random_adapter(base, concept, std=2.0)
     seen = {}
     with base.customized(adapter) as denoiser, torch.no_grad():
@@ -132,9 +135,11 @@ def test_attention_maps_are_the_foundations_for_any_residual(base, concept):
         denoiser.predict(*inputs(base, ["a <my-cat>"], [adapter]))
         for handle in handles:
             handle.remove()
-    assert seen and all(len(passes) == 2 for passes in seen.values())
-    for foundation, customized in seen.values():
-        torch.testing.assert_close(customized, foundation, rtol=0, atol=1e-6)
+    joint = base.family.architecture in ("stable-diffusion-3", "flux-1")
+    assert seen and all(len(passes) == 1 + joint for passes in seen.values())
+    for foundation, *customized in seen.values():
+        for states in customized:
+            torch.testing.assert_close(states, foundation, rtol=0, atol=1e-6)
 
 
 def test_two_rows_equal_each_row_alone(base, concept):

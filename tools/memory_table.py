@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from infusion.base import Base
 from infusion.base.denoiser import Conditioning
+from infusion.base.frozen_convolutions import lean_convolutions
 from infusion.methods.infusion import Infusion, InfusionAdapter, residual_widths
 
 PAGE = Path(__file__).parents[1] / "docs" / "memory.md"
@@ -85,7 +86,7 @@ def peak_gb(name: str, size_px: int, checkpointing: bool) -> float:
         alive = Alive()
         for parameter in (*network.parameters(), *adapter.parameters()):
             alive.add(parameter.untyped_storage())
-        with alive, base.customized(adapter) as denoiser:
+        with alive, lean_convolutions(network), base.customized(adapter) as denoiser:
             denoiser.predict(latents, torch.tensor([500]), told).float().square().mean().backward()
         return alive.peak / 1e9
 

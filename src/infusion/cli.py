@@ -321,6 +321,10 @@ def generate(
     num_inference_steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Steps of the sampler.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="Classifier-free guidance; 1 is none.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures drawn at a time.")] = None,
+    lock_until: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of the steps that follow the base's attention; less is faster."),
+    ] = None,
     any_base: Annotated[
         bool, typer.Option("--any-base", help="Accept concepts trained on another base with the same layers.")
     ] = False,
@@ -370,6 +374,7 @@ def generate(
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,
         "batch_size": batch_size,
+        "lock_until": lock_until,
     }
     settings = {key: value for key, value in given.items() if value is not None}
     _draw(console, model, prompts, adapters, seeds, settings, output_dir)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from infusion.base import Base
+from infusion.base import Base, attached
 from infusion.base.customization import Named
 from infusion.errors import UserError
 from infusion.latents import decode_latents
@@ -44,6 +44,7 @@ def sample_prompts(
     guidance_scale: float | None = None,
     batch_size: int = 8,
     scheduler: Any = None,
+    lock_until: float = 1.0,
 ) -> Iterator[Tensor]:
     """Latents of every prompt with every seed, in batches of `batch_size`: [B, C, H, W].
 
@@ -52,11 +53,15 @@ def sample_prompts(
         seeds: one per picture; a picture's noise does not depend on what is drawn beside it.
         guidance_scale: how strongly to follow prompts; 1 turns guidance off. By default what suits the family.
         scheduler: any diffusers scheduler; the base's own by default.
+        lock_until: share of the steps in which a picture with a concept has the foundation's attention maps. Later
+            steps have maps of their own and no foundation beside them: a third faster, and no longer exact.
 
     Raises:
         UserError: a prompt names a concept that no adapter brings; the adapters do not go together; the model knows no
-            negative prompt.
+            negative prompt; lock_until is no share.
     """
+    if not 0 <= lock_until <= 1:
+        raise UserError(f"lock_until = {lock_until:g} is no share of the steps: give a number from 0 to 1.")
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if guidance_scale is None:
         guidance_scale = base.family.default_guidance_scale(base.pipeline)
@@ -74,7 +79,7 @@ def sample_prompts(
     while batch := list(itertools.islice(wanted, batch_size)):
         generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
         noise = seeded_noise(generators, base.latent_shape, base.latent_dtype).to(base.device)
-        with base.customized(*adapters) as denoiser:
+        with attached(base, adapters) as denoiser:
             latents = sample(
                 denoiser,
                 scheduler or base.scheduler,
@@ -85,5 +90,6 @@ def sample_prompts(
                 num_inference_steps,
                 generators,
                 options,
+                lambda done, denoiser=denoiser: denoiser.release(done >= lock_until),  # type: ignore[misc]
             )
         yield latents

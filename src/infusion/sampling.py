@@ -1,6 +1,6 @@
 """Denoiser + noise -> latents: guidance and the step loop."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from typing import Any
 
@@ -37,6 +37,7 @@ def sample(
     num_inference_steps: int = 30,
     generators: Sequence[torch.Generator] | None = None,
     timestep_options: Mapping[str, Any] | None = None,
+    before_step: Callable[[float], None] | None = None,
 ) -> Tensor:
     """Run a diffusers scheduler from noise to latents, [B, C, H, W].
 
@@ -46,6 +47,7 @@ def sample(
         guidance_scale: prediction = unconditional + guidance_scale * (conditional - unconditional).
         generators: one per row, for schedulers that draw noise at every step.
         timestep_options: arguments of `scheduler.set_timesteps` beside the number of steps.
+        before_step: told before every call of the denoiser which share of the calls is done.
     """
     scheduler = type(scheduler).from_config(scheduler.config)
     scheduler.set_timesteps(num_inference_steps, device=noise.device, **(timestep_options or {}))
@@ -55,7 +57,9 @@ def sample(
     )
     guided = unconditional is not None and guidance_scale > 1
     rows = concatenate(unconditional, conditioning) if guided else conditioning  # type: ignore[arg-type]
-    for timestep in scheduler.timesteps:
+    for number, timestep in enumerate(scheduler.timesteps):
+        if before_step:
+            before_step(number / len(scheduler.timesteps))
         inputs = torch.cat([latents, latents]) if guided else latents
         if hasattr(scheduler, "scale_model_input"):  # which schedulers of flows lack
             inputs = scheduler.scale_model_input(inputs, timestep)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from infusion.base import Base, Denoiser
+from infusion.base.frozen_convolutions import lean_convolutions
 from infusion.base.noise_schedule import training_target
 from infusion.checkpoint import Checkpoint
 from infusion.concept import Concept
@@ -117,8 +118,7 @@ def train(
     between_steps = True
     try:
         while step < method.max_train_steps:
-            loss = processes.mean(_gradients(base, adapter, data, prior, settings, step, rows)).item()
-            _share(adapter, processes, step)
+            loss = _share(adapter, processes, _gradients(base, adapter, data, prior, settings, step, rows), step)
             factor = share_at(step / method.max_train_steps)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
@@ -175,7 +175,7 @@ def _gradients(
             batch = data.batch(size, generator).rows(rows)
             borrows = adapter.draw_borrows(size, generator)
             borrows = None if borrows is None else borrows[rows]
-            with base.customized(adapter, borrows=borrows) as denoiser:
+            with lean_convolutions(base.network), base.customized(adapter, borrows=borrows) as denoiser:
                 loss = denoising_loss(base, denoiser, batch, method.masked_loss)
                 if prior:
                     of_class = denoising_loss(base, denoiser, prior.batch(size, generator).rows(rows))
@@ -191,20 +191,26 @@ def _gradients(
     return total
 
 
-def _share(adapter: Adapter, processes: Processes, step: int) -> None:
-    """Give every process the gradients of the whole batch.
+def _share(adapter: Adapter, processes: Processes, loss: Tensor, step: int) -> float:
+    """Give every process the gradients of the whole batch; returns its loss.
+
+    Loss and gradients are read at once, because the host waits for the device here.
 
     Raises:
-        Diverged: one is not a number.
+        Diverged: a gradient is not a number.
     """
+    finite = torch.ones_like(loss)
     for parameter in adapter.parameters():
         if parameter.grad is not None:
             parameter.grad = processes.mean(parameter.grad)
-            if not parameter.grad.isfinite().all():
-                raise Diverged(
-                    f"Training diverged at step {step + 1}: a gradient is not a number. Use a smaller learning rate, "
-                    "or hold the base in another precision (bf16, or no)."
-                )
+            finite *= parameter.grad.isfinite().all()
+    of_batch, is_finite = torch.stack([processes.mean(loss), finite]).tolist()
+    if not is_finite:
+        raise Diverged(
+            f"Training diverged at step {step + 1}: a gradient is not a number. Use a smaller learning rate, or hold "
+            "the base in another precision (bf16, or no)."
+        )
+    return of_batch
 
 
 def denoising_loss(base: Base, denoiser: Denoiser, batch: Batch, masked: bool = True) -> Tensor:

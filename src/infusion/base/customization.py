@@ -120,6 +120,11 @@ class Customized:
             self.streams.rows = conditioning.concept_tokens
         return self.base.predict(noisy_latents, timesteps, conditioning)
 
+    def release(self, released: bool) -> None:
+        """Whether rows that name a concept have attention maps of their own from here on, and no foundation."""
+        if self.streams:
+            self.streams.released = released
+
 
 @contextmanager
 def attached(base: "Base", adapters: Sequence[Customization], borrows: Tensor | None = None) -> Iterator[Customized]:

@@ -6,12 +6,13 @@ what its twin's attention map is made of, and learned residuals are added to the
 
     out_c = A_f (V + sum_{j in J} e_j r_l^T)        Infusion, arXiv 2404.14007, section 4
 
-In cross-attention the keys come from the same text in both streams, so that taking over the queries is enough. Where
-image and text attend jointly, queries and keys of all tokens are taken over.
+In cross-attention the keys come from the same text in both streams, so that taking over the queries is enough; most
+layers need not even these (`rank_form`). Where image and text attend jointly, queries and keys of all tokens are taken
+over. Nothing is computed twice that is the same in both streams, and nothing of the foundation that nobody reads.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
@@ -20,8 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from infusion.base import rank_form
 from infusion.base.edits import hook_output, wrap_method
-from infusion.base.families import Family
+from infusion.base.families import Family, TextLayer
+from infusion.base.shared_start import SharedStart
 from infusion.errors import UserError
 from infusion.prompts import ConceptTokens
 
@@ -42,16 +45,36 @@ class ValueResiduals:
 
 @dataclass(frozen=True)
 class _Plan:
-    """The rows of the customized pass: K of the batch's rows.
+    """The rows of the customized pass: K of the batch's B rows.
 
-    at: [K] their places in the batch. changes: [K] which of them name a concept; the others only keep the batch in
-    shape. borrows: [K] whether they take over their twins' maps. here: [K, T] by concept, 1 at the tokens that name it.
+    at: [K] their places in the batch; others: [B - K] those of the rest. changed: which of the K name a concept; the
+    others only keep the batch in shape. borrows: [K] whether they take over their twins' maps. concepts: those that are
+    named, at most M in one row. slots: [K, M] their indices in `concepts`. tokens: [K, T, M], 1 at the tokens that name
+    them. in_rank_form: the layers that need nothing of their own.
     """
 
+    batch_size: int
     at: Tensor
-    changes: Tensor
-    borrows: Tensor
-    here: Mapping[str, Tensor]
+    others: Tensor
+    changed: Sequence[int]
+    borrows: Sequence[bool]
+    concepts: Sequence[str]
+    slots: Tensor
+    tokens: Tensor
+    in_rank_form: Sequence[str]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the batch, row by row, so that nothing of the foundation's prediction is left in the result."""
+        return len(self.changed) == len(self.at) == self.batch_size
+
+    def take(self, value: Any) -> Any:
+        """Its rows of everything that has one entry per row of the batch; all else as it is."""
+        return _take_rows(value, None if self.is_whole else self.at, self.batch_size)
+
+
+class _Enough(Exception):
+    """The foundation pass has given all that is read of it."""
 
 
 class TwinStreams:
@@ -60,6 +83,7 @@ class TwinStreams:
     borrows: [B] which of those rows take over the foundation's maps; by default what the residuals say.
     among_others: a batch may hold other rows too, such as the unconditional ones of guidance; then `text_states`
     [B, T, C] say which are the `rows`, and `found`, whether any were.
+    released: rows that name a concept have maps of their own, and no foundation beside them.
     """
 
     def __init__(
@@ -72,24 +96,34 @@ class TwinStreams:
         self.family = family
         self.network = network
         self.residuals = {residual.concept: residual for residual in residuals}
-        self.borrows = borrows
+        self.borrows = None if borrows is None else borrows.tolist()
         self.rows: Sequence[ConceptTokens] = ()
         self.text_states: Tensor | None = None
-        self.among_others = self.found = False
+        self.among_others = self.found = self.released = False
+        self._layers = family.text_layers(network)
+        edited = {path for residual in residuals for path in (*residual.vectors, *residual.key_vectors)}
+        self._edited = [path for path in self._layers if path in edited]
+        self._start = SharedStart()
         self._recording: _Plan | None = None
         self._replaying: _Plan | None = None
         self._recorded: dict[str, Tensor] = {}
+        self._attended: dict[str, tuple[Tensor, Tensor]] = {}
+        self._unread: set[str] = set()
 
     @contextmanager
     def attached(self) -> Iterator["TwinStreams"]:
         """Within the block every call of the network is run in two streams; afterwards no trace is left."""
         with ExitStack() as stack:
-            for path, layer in self.family.text_layers(self.network).items():
+            for path, layer in self._layers.items():
                 for name in layer.borrowed:
                     change = partial(self._on_borrowed, f"{path}.{name}")
                     stack.enter_context(hook_output(getattr(layer.attention, name), change))
                 stack.enter_context(hook_output(getattr(layer.attention, layer.keys), partial(self._on_keys, path)))
                 stack.enter_context(hook_output(getattr(layer.attention, layer.values), partial(self._on_values, path)))
+                around = partial(self._on_attention, path, layer)
+                stack.enter_context(wrap_method(layer.attention, "forward", around))
+            if self._edited:
+                stack.enter_context(self._start.attached(self.network, self._edited[0]))
             stack.enter_context(wrap_method(self.network, "forward", self._forward))
             yield self
 
@@ -97,53 +131,74 @@ class TwinStreams:
         inputs = signature(type(self.network).forward).bind(self.network, *args, **kwargs).arguments
         del inputs["self"]
         as_output = inputs.pop("return_dict", True)
-        batch_size = len(next(iter(inputs.values())))  # the noisy latents, whatever the network calls them
-        plan = self._plan(batch_size, inputs["encoder_hidden_states"])
+        plan = self._plan(inputs)
         if plan is None:
             self._forget()
             return original(**inputs, return_dict=as_output)
         # taken first, because the network empties some of the lists it is given
-        rows = {
-            name: value if name in self.family.shared_inputs else _take_rows(value, plan.at, batch_size)
-            for name, value in inputs.items()
-        }
+        rows = self._of_rows(inputs, plan.take)
         self._forget()
-        prediction = self._foundation_pass(original, inputs, plan)
+        run = self._others if self.released else self._foundation_pass
+        prediction = run(original, inputs, plan)
         self._replaying = plan
+        self._start.give()
         changed = original(**rows, return_dict=True)
         if not torch.is_grad_enabled():  # else checkpointed layers may be run again, until the next call
             self._forget()
         if prediction is not None:
-            changed.sample = prediction.index_copy(0, plan.at[plan.changes], changed.sample[plan.changes])
+            at = plan.at[plan.changed]
+            changed.sample = prediction.index_copy(0, at, changed.sample[plan.changed])
         return changed if as_output else (changed.sample,)
+
+    def _of_rows(self, inputs: Mapping[str, Any], take: Callable[[Any], Any]) -> dict[str, Any]:
+        """The network's inputs for some rows."""
+        return {name: value if name in self.family.shared_inputs else take(value) for name, value in inputs.items()}
 
     def _forget(self) -> None:
         self._replaying = None
         self._recorded.clear()
+        self._attended.clear()
+        self._start.forget()
 
-    def _plan(self, batch_size: int, text_states: Tensor) -> _Plan | None:
+    def _plan(self, inputs: Mapping[str, Any]) -> _Plan | None:
         """Which rows of a batch are customized.
 
         Guidance puts blocks of other rows beside the prompts' own. Where the prompts stand in several blocks, attention
         may treat the blocks differently (perturbed-attention guidance does), so that all of them are kept together.
         """
-        ours = [tokens.keys() & self.residuals.keys() for tokens in self.rows]
+        batch_size = len(next(iter(inputs.values())))  # the noisy latents, whatever the network calls them
+        text_states = inputs["encoder_hidden_states"]
+        ours = [sorted(tokens.keys() & self.residuals.keys()) for tokens in self.rows]
         named = [row for row, concepts in enumerate(ours) if concepts]
         of_prompts = self._blocks(batch_size, text_states)
         if not named or not any(of_prompts):
             return None
         kept = list(range(len(of_prompts))) if sum(of_prompts) > 1 else [of_prompts.index(True)]
         rows = [(block, row) for block in kept for row in named]
-        here = {concept: torch.zeros(len(rows), text_states.shape[1]) for concept in self.residuals}
+        concepts = sorted({concept for row in named for concept in ours[row]})
+        most = max(len(ours[row]) for row in named)
+        slots = torch.zeros(len(rows), most, dtype=torch.long)
+        tokens = torch.zeros(len(rows), text_states.shape[1], most)
         for k, (block, row) in enumerate(rows):
-            for concept in ours[row] if of_prompts[block] else ():
-                here[concept][k, list(self.rows[row][concept])] = 1
-        device = text_states.device
+            for m, concept in enumerate(ours[row] if of_prompts[block] else ()):
+                slots[k, m] = concepts.index(concept)
+                tokens[k, list(self.rows[row][concept]), m] = 1
+        borrows = [self._borrows(row, ours[row]) for _, row in rows]
+        at = [block * len(self.rows) + row for block, row in rows]
+
+        def there(tensor: Tensor) -> Tensor:
+            return tensor.to(text_states.device, non_blocking=True)
+
         return _Plan(
-            at=torch.tensor([block * len(self.rows) + row for block, row in rows], device=device),
-            changes=torch.tensor([of_prompts[block] for block, _ in rows], device=device),
-            borrows=torch.tensor([self._borrows(row, ours[row]) for _, row in rows], device=device),
-            here={concept: where.to(device) for concept, where in here.items()},
+            batch_size=batch_size,
+            at=there(torch.tensor(at)),
+            others=there(torch.tensor(sorted(set(range(batch_size)) - set(at)), dtype=torch.long)),
+            changed=[k for k, (block, _) in enumerate(rows) if of_prompts[block]],
+            borrows=borrows,
+            concepts=concepts,
+            slots=there(slots),
+            tokens=there(tokens),
+            in_rank_form=self._in_rank_form(concepts) if all(borrows) and self._trains_only_residuals(inputs) else [],
         )
 
     def _blocks(self, batch_size: int, text_states: Tensor) -> list[bool]:
@@ -164,33 +219,103 @@ class TwinStreams:
         return theirs
 
     def _borrows(self, row: int, concepts: Collection[str]) -> bool:
+        if self.released:
+            return False
         if self.borrows is not None:
-            return bool(self.borrows[row])
+            return self.borrows[row]
         return all(self.residuals[name].borrows for name in concepts)
 
+    def _trains_only_residuals(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether nothing but the residuals needs a gradient, so that the foundation may stand for customized rows."""
+        if not torch.is_grad_enabled():
+            return True
+        given = [value for value in inputs.values() if isinstance(value, Tensor)]
+        return not any(tensor.requires_grad for tensor in (*given, *self.network.parameters()))
+
+    def _in_rank_form(self, concepts: Collection[str]) -> list[str]:
+        if any(self.residuals[concept].key_vectors for concept in concepts):
+            return []
+        return [path for path, layer in self._layers.items() if rank_form.has_rank_form(layer)]
+
     def _foundation_pass(self, original: Callable[..., Any], inputs: Mapping[str, Any], plan: _Plan) -> Tensor | None:
-        """The untouched network on the whole batch, without gradient; skipped where nothing of it is needed."""
-        if len(plan.at) == len(next(iter(inputs.values()))) and not plan.borrows.any():
+        """The untouched network on the whole batch, without gradient: its prediction, where anything of it is needed.
+
+        It is skipped, or ends at the last layer that is taken over, where nothing else is.
+        """
+        if plan.is_whole and not any(plan.borrows):
             return None
         self._recording = plan
+        self._unread = set(self._layers)
+        if self._trains_only_residuals(inputs):
+            self._start.keep(plan.take)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), suppress(_Enough):
                 return original(**inputs, return_dict=False)[0]
+            return None
         finally:
             self._recording = None
+            self._start.reached()
+
+    def _others(self, original: Callable[..., Any], inputs: Mapping[str, Any], plan: _Plan) -> Tensor | None:
+        """The untouched network on the rows that are not customized: its prediction, in their places."""
+        if not len(plan.others):
+            return None
+        rows = self._of_rows(inputs, lambda value: _take_rows(value, plan.others, plan.batch_size))
+        predicted = original(**rows, return_dict=False)[0]
+        return predicted.new_zeros(plan.batch_size, *predicted.shape[1:]).index_copy(0, plan.others, predicted)
+
+    def _on_attention(
+        self, path: str, layer: TextLayer, original: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """A whole layer: in rank form, the foundation's output and what the residuals add to it."""
+        if path in self._edited:
+            self._start.reached()
+        if self._replaying and path in self._attended:
+            return self._in_place_of(path, layer)
+        output = original(*args, **kwargs)
+        if self._recording:
+            if path in self._recording.in_rank_form:
+                self._keep_attended(path, layer, output, kwargs.get("attention_mask"))
+            self._unread.discard(path)
+            if self._recording.is_whole and not self._unread:
+                raise _Enough
+        return output
+
+    def _keep_attended(self, path: str, layer: TextLayer, output: Tensor, bias: Tensor | None) -> None:
+        plan = self._recording
+        assert plan is not None
+        queries, keys = (self._recorded.pop(f"{path}.{name}") for name in (*layer.borrowed, layer.keys))
+        columns = rank_form.map_columns(layer.attention, queries, keys, plan.tokens, plan.take(bias))
+        self._attended[path] = plan.take(output), columns
+
+    def _in_place_of(self, path: str, layer: TextLayer) -> Tensor:
+        """The output [K, N, D] of a layer in rank form."""
+        plan = self._replaying
+        assert plan is not None
+        output, columns = self._attended[path]
+        vectors = self._stacked({name: residual.vectors.get(path) for name, residual in self.residuals.items()})
+        if vectors is None:
+            return output
+        added = rank_form.directions(layer.attention, vectors)[plan.slots]  # [K, M, H, D]
+        return torch.baddbmm(output, columns, added.flatten(1, 2))
 
     def _on_borrowed(self, path: str, states: Tensor) -> Tensor:
         """states [B, L, W]: kept in the foundation pass, taken over in the customized one."""
         if self._recording:
-            self._recorded[path] = states[self._recording.at]
+            self._recorded[path] = self._recording.take(states)
         if self._replaying and path in self._recorded:
-            return torch.where(self._replaying.borrows[:, None, None], self._recorded[path], states)
+            recorded, borrows = self._recorded[path], self._replaying.borrows
+            if all(borrows):
+                return recorded
+            return torch.where(torch.tensor(borrows, device=states.device)[:, None, None], recorded, states)
         return states
 
     def _on_values(self, path: str, values: Tensor) -> Tensor:
         return self._added(values, {name: residual.vectors.get(path) for name, residual in self.residuals.items()})
 
     def _on_keys(self, path: str, keys: Tensor) -> Tensor:
+        if self._recording and path in self._recording.in_rank_form:
+            self._recorded[f"{path}.{self._layers[path].keys}"] = self._recording.take(keys)
         return self._added(keys, {name: residual.key_vectors.get(path) for name, residual in self.residuals.items()})
 
     def _added(self, states: Tensor, vectors: Mapping[str, Tensor | None]) -> Tensor:
@@ -198,21 +323,27 @@ class TwinStreams:
 
         The T text tokens stand first among the L positions; mostly they are all of them.
         """
-        if not self._replaying:
+        plan = self._replaying
+        stacked = self._stacked(vectors) if plan else None
+        if plan is None or stacked is None:
             return states
-        for concept, vector in vectors.items():
-            if vector is not None:
-                here = self._replaying.here[concept]
-                here = nn.functional.pad(here, (0, states.shape[1] - here.shape[1]))
-                added = here[..., None] * vector.to(states.device)
-                states = states + added.to(states.dtype)
-        return states
+        added = plan.tokens.to(stacked.dtype) @ stacked.to(states.device)[plan.slots]
+        return states + nn.functional.pad(added, (0, 0, 0, states.shape[1] - added.shape[1])).to(states.dtype)
+
+    def _stacked(self, vectors: Mapping[str, Tensor | None]) -> Tensor | None:
+        """The vectors of the concepts that the rows name, [C, W], 0 where a concept has none; None without any."""
+        assert self._replaying
+        named = [vectors[concept] for concept in self._replaying.concepts]
+        there = next((vector for vector in named if vector is not None), None)
+        if there is None:
+            return None
+        return torch.stack([torch.zeros_like(there) if vector is None else vector for vector in named])
 
 
-def _take_rows(value: Any, at: Tensor, batch_size: int) -> Any:
-    """The rows `at` of everything that has one entry per row of the batch; all else as it is."""
+def _take_rows(value: Any, at: Tensor | None, batch_size: int) -> Any:
+    """The rows `at`, or all, of everything that has one entry per row of the batch, in new lists; all else as it is."""
     if isinstance(value, Tensor):
-        return value[at] if value.dim() and len(value) == batch_size else value
+        return value[at] if at is not None and value.dim() and len(value) == batch_size else value
     if isinstance(value, Mapping):
         return {name: _take_rows(item, at, batch_size) for name, item in value.items()}
     if isinstance(value, list | tuple):

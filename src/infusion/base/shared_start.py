@@ -1,0 +1,66 @@
+"""A network + the place where two calls of it first differ -> the second call begins with the first one's results."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+from infusion.base.edits import wrap_method
+
+
+class SharedStart:
+    """What the modules of a network give before the one at `path` is reached, kept and given again.
+
+    Between `keep` or `give` and `reached`, the modules beside the way to `path` are called in an order that is the same
+    in every call of the network, so that their results are kept as a plain queue.
+    """
+
+    def __init__(self) -> None:
+        self._results: deque[Any] = deque()
+        self._selected: Callable[[Any], Any] | None = None
+        self._giving = False
+
+    @contextmanager
+    def attached(self, network: nn.Module, path: str) -> Iterator[None]:
+        with ExitStack() as stack:
+            for module in _beside(network, path):
+                stack.enter_context(wrap_method(module, "forward", self._forward))
+            yield
+
+    def keep(self, selected: Callable[[Any], Any]) -> None:
+        """From here on results are kept, as `selected` takes them from a module's output."""
+        self._results.clear()
+        self._selected = selected
+
+    def give(self) -> None:
+        """From here on modules are not run where results are kept."""
+        self._giving = True
+
+    def reached(self) -> None:
+        """From here on the calls differ."""
+        self._selected = None
+        self._giving = False
+
+    def forget(self) -> None:
+        self.reached()
+        self._results.clear()
+
+    def _forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._giving and self._results:
+            return self._results.popleft()
+        output = original(*args, **kwargs)
+        if self._selected:
+            self._results.append(self._selected(output))
+        return output
+
+
+def _beside(network: nn.Module, path: str) -> Iterator[nn.Module]:
+    """The largest modules that do not hold the one at `path`."""
+    parent = network
+    for name in path.split("."):
+        for other, child in parent.named_children():
+            if other != name:
+                yield from child if isinstance(child, nn.ModuleList) else (child,)
+        parent = parent.get_submodule(name)
