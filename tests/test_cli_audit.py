@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from infusion import evaluation_defaults, stopping
+from infusion import evaluation_defaults, methods, stopping
 from infusion.adapter_file import save_adapter
 from infusion.base import load_base
 from infusion.cli import main
@@ -224,6 +225,17 @@ def test_of_a_run_one_checkpoint_is_kept(run, lora, toy, tiny_plan, monkeypatch)
     assert [check["step"] for check in checks] == [50, 100] and sum(check["kept"] for check in checks) == 1
     assert "Keep step " in Path("run-audit.html").read_text()
     assert "audited by itself" in run("audit", "run", lora, *TOY, "--pictures", toy[1])[2]
+
+
+def test_infusion_is_trained_once_and_stands_beside_and_no_limit_is_its(run, lora, toy, tiny_plan, monkeypatch):
+    monkeypatch.setattr(methods, "Infusion", partial(Infusion, max_train_steps=1, masked_loss=False))
+    assert "To train Infusion" in run("audit", lora, *TOY, "--beside-infusion")[2]
+    words = ("audit", lora, *TOY, "--pictures", toy[1], "--beside-infusion", "--fail-above", "world=0.0001")
+    code, told, error = run(*words)
+    assert code == 3 and "Training Infusion 1/1" in told and "lora: world" in error and "infusion: world" not in error
+    found = json.loads(Path("audit.json" if Path("audit.json").exists() else "lora-audit.json").read_text())
+    assert [one["adapter"]["name"] for one in found["audits"]] == ["lora", "infusion"]
+    assert "Training Infusion" not in run(*words)[1], "it is there already"
 
 
 def test_what_a_file_does_not_say_is_asked_for(run, lora):
