@@ -14,9 +14,9 @@ from infusion.audit_page import render_audit, render_audits, unique_names, write
 from infusion.evaluation import Drawing, Drawn, Evaluation, Plan, Wanted
 from infusion.intervals import Figure
 from infusion.measures import NOTES
-from infusion.metrics import Nearest
+from infusion.metrics import Nearest, recalled
 from infusion.stopping import Check
-from infusion.verdict import Audited, Curve, to_json
+from infusion.verdict import Audited, Curve, Plain, to_json
 
 UNMOVED = {f"lfd_s{n}{kind}": Figure(0.0, 0.0, 0.0, 2) for n in (1, 2, 3) for kind in ("", "_relative", "_kl")}
 MEASURED = UNMOVED | {
@@ -67,6 +67,7 @@ def evaluated(pictures: bool = True, base_facts: float = 0.9, **changed: Figure 
         plan=Plan((Wanted("a {} & co", {}), Wanted("a {} there", {})), ("a te",), ("a dog",), Drawing(num_seeds=2)),
         own=Evaluation(measures, Drawn(images, images, 0.1), torch.tensor([0.9, 0.1, 0.5, 0.7])),
         untouched=Evaluation(base, Drawn(images.flip(0), images), torch.zeros(4)),
+        recalled=Plain(images, recalled(images, images[[0, 3]])) if pictures else None,
         nulls={"w2_background": 0.25, "w2_layout": 0.25, "w2_style": 0.25},
         training=[Image.new("RGB", (8, 8), "red")] * 2 if pictures else [],
         witnesses={"clip": "toybox-b", "encoder": "toybox-b", "judges": "b"},
@@ -156,6 +157,13 @@ def test_the_nearest_pictures_stand_beside_what_they_are_like():
     found = evaluated()
     near = Nearest(torch.tensor([0, 1, 1, 0]), torch.tensor([0.5, 0.9, 0.99, 0.7]))
     html = render_audit(replace(found, own=replace(found.own, nearest=near, never_nearer=0.95)))
-    assert "1 of 4 pictures are beyond 0.950" in html and html.count("<strong>copied</strong>") == 1
+    assert "1 of 4 pictures are beyond 0.950" in html and html.count("<strong>copied</strong>") == 1 + 4
     assert html.index("likeness 0.990") < html.index("likeness 0.900") < html.index("likeness 0.500")
     assert "Nearest to a training picture" not in render_audit(found)
+
+
+def test_what_is_drawn_from_the_words_alone_stands_beside_what_it_repeats():
+    found = evaluated()
+    html = render_audit(found)
+    assert "From its words alone" in html and "4 of 4 are nearer than 0.500 to a training picture" in html
+    assert "From its words alone" not in render_audit(evaluated(pictures=False))

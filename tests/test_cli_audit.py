@@ -84,7 +84,7 @@ def test_an_adapter_of_the_embedded_base_is_measured_by_its_judges(run, toy, tin
     file, pictures = toy
     code, told, error = run("audit", file, "--pictures", pictures, "--seeds", 1, "-o", "page.html", "--device", "cpu")
     assert code == 0 and not error
-    assert "Was it learnt?" in told and "Drawing 18/18" in told and "page.json: all figures" in told
+    assert "Was it learnt?" in told and "Drawing 21/21" in told and "page.json: all figures" in told
     found = json.loads(Path("page.json").read_text())["audits"][0]
     assert found["witnesses"] == {"clip": "toybox-b", "encoder": "toybox-b", "judges": "b"}
     assert {"identity", "facts_background", "copied", "class_leak"} <= found["measures"].keys()
@@ -181,7 +181,7 @@ TOY = ("--base", "toybox", "--class-noun", "cat", "--trigger", "sks cat", "--see
 def test_a_lora_of_another_tool_is_measured_and_breaks_its_limits(run, lora, toy, tiny_plan):
     words = ("audit", lora, *TOY, "--pictures", toy[1], "-o", "page.html")
     code, told, error = run(*words, "--fail-above", "world=0.0001", "--fail-below", "learnt=5")
-    assert code == 3 and "Drawing 18/18" in told
+    assert code == 3 and "Drawing 21/21" in told
     assert "lora: world is " in error and "lora: learnt is " in error and "below the limit of 5" in error
     found = json.loads(Path("page.json").read_text())["audits"][0]
     assert found["adapter"]["method"] == "LoRA" and found["adapter"]["settings"]["rank"].startswith("2 (")
@@ -197,12 +197,12 @@ def test_at_no_strength_it_is_the_base(run, lora, toy, tiny_plan):
     found = json.loads(Path("page.json").read_text())["audits"][0]
     assert code == 0
     for name, figure in found["measures"].items():
-        assert figure["value"] == pytest.approx(figure["base"], abs=1e-6), name
+        assert name == "recalled" or figure["value"] == pytest.approx(figure["base"], abs=1e-6), name
 
 
 def test_several_stand_side_by_side(run, lora, toy, tiny_plan):
     code, told, _ = run("audit", lora, toy[0], *TOY, "--pictures", toy[1])
-    assert code == 0 and "Drawing 23/23" in told
+    assert code == 0 and "Drawing 29/29" in told
     page = Path("audit.html").read_text()
     assert "Side by side" in page and 'href="audit-1.html">lora<' in page and 'href="audit-2.html">my-cat<' in page
     assert Path("audit-2.html").exists() and page.count("data:image/svg") >= 2

@@ -169,6 +169,17 @@ def test_what_is_no_limit(text):
         parse_limit(f"x{text}", True, False)
 
 
+def test_a_picture_learnt_by_heart_is_a_copy():
+    """Though among other content nothing is."""
+    learnt = evaluated(recalled=Figure(0.8, 0.6, 0.9, 32))
+    assert words(learnt)["copied"] == "Yes" and axis_figure(learnt, "copied") == Figure(0.8, 0.6, 0.9, 32)
+    assert "From its words alone, 80% (60% to 90%) of the pictures are a training picture over again" in sentence(
+        learnt, "copied"
+    )
+    none = evaluated(recalled=Figure(0.0, 0.0, 0.1, 32))
+    assert words(none)["copied"] == "None seen" and "From its words alone, 0%" in sentence(none, "copied")
+
+
 def test_a_divergence_of_the_base_itself_is_no_movement():
     """What the base model makes of another batch is rounding: of half precision it may be far above 1e-9."""
     tiny = Figure(3e-6, 1e-6, 5e-6, 2)

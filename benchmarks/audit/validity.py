@@ -63,6 +63,7 @@ def repeat(number: int, folder: Path) -> dict[str, Any]:
         own=evaluate(reference, None, real, drawn),
         untouched=evaluate(reference, None, real),
         nulls=reference.nulls,
+        recalled=None,
         training=training,
         witnesses={"clip": "toybox-b", "encoder": "toybox-b", "judges": "b"},
         seconds=0.0,

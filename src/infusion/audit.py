@@ -5,11 +5,12 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import infusion
 from infusion.adapter_file import load_adapter, read_adapter_file
@@ -23,13 +24,21 @@ from infusion.evaluation import (
     Plan,
     Reference,
     Witnesses,
+    draw,
     drawn_with,
     evaluate,
+    pictures,
     to_tensor,
 )
+from infusion.files import whole_file
 from infusion.foreign import ALL_OR_NOTHING, Found, customized, inspect
+from infusion.intervals import share
+from infusion.metrics import recalled
+from infusion.prompts import class_prompt
 from infusion.stopping import Check, SelfCheck, choose
-from infusion.verdict import Audited, Curve
+from infusion.verdict import Audited, Curve, Plain
+
+_PLAIN_NAME = "plain.safetensors"
 
 
 @dataclass(frozen=True)
@@ -189,8 +198,10 @@ class Audit:
         shared = {"images": asked, "null_images": asked, "class_images": of_class}
         shared |= {name: num * len(texts) for name, texts in probes.items()}
         missing = [num for name, num in shared.items() if not self.reference.kept_path(name).exists()]
-        own = [one for one in models if not (self.latents_dir(one) / LATENTS_NAME).exists()]
-        return sum(missing) + len(own) * (asked + of_class)
+        for one in models:
+            own = {LATENTS_NAME: asked + of_class, _PLAIN_NAME: of_class if self.real else 0}
+            missing += [num for name, num in own.items() if not (self.latents_dir(one) / name).exists()]
+        return sum(missing)
 
     def latents_dir(self, one: Given) -> Path:
         """Where the latents of a customized model are kept."""
@@ -201,6 +212,9 @@ class Audit:
         started = time.monotonic()
         drawn = drawn_with(self.reference, model.concept, self.latents_dir(one), model.base)
         own = evaluate(self.reference, model.concept, self.real, drawn, model.base)
+        plain = self._recalled(one, model)
+        if plain:
+            own.measures["recalled"] = share(plain.found.is_copy.tolist())
         base = self.reference.base
         return Audited(
             name=one.name,
@@ -213,10 +227,26 @@ class Audit:
             own=own,
             untouched=self.untouched,
             nulls=self.reference.nulls,
+            recalled=plain,
             training=self.training,
             witnesses=self.names,
             seconds=time.monotonic() - started,
         )
+
+    def _recalled(self, one: Given, model: Model) -> Plain | None:
+        """What is drawn from the words for the subject alone, without guidance, which keeps nearest to memory."""
+        if not self.real:
+            return None
+        base, plan = model.base or self.reference.base, self.reference.plan
+        unguided = replace(plan, drawing=replace(plan.drawing, guidance_scale=1.0))
+        texts, report = [class_prompt(f"<{model.concept.concept_name}>")], self.reference.report
+        path = self.latents_dir(one) / _PLAIN_NAME
+        if not path.exists():
+            latents = draw(base, unguided, texts, self.reference.class_seeds, [model.concept], report)
+            with whole_file(path) as temporary:
+                save_file({"plain": latents.contiguous()}, temporary)
+        images = pictures(base, load_file(path)["plain"])
+        return Plain(images, recalled(images, self.real.training))
 
 
 def by_step(run: Sequence[Given]) -> dict[int, Given]:

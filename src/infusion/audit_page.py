@@ -23,6 +23,7 @@ from infusion.evaluation import as_image
 from infusion.files import whole_file
 from infusion.intervals import Figure
 from infusion.measures import AGNOSTIC, NOTES, ROUNDING, SPECIFIC, Measure, arrow, measure_of
+from infusion.prompts import class_prompt
 from infusion.report import data_uri, format_count, format_seconds, pieces
 from infusion.verdict import AXES, Audited, Curve, answers, axis_figure, format_figure, format_number, versions
 
@@ -95,6 +96,7 @@ def render_audit(found: Audited) -> str:
     few = min(_NUM_CASES, len(order) // 2)
     every = range(0, len(order), found.plan.drawing.num_seeds)
     nearest = _nearest(found)
+    plain = _plain(found)
     return _template("audit.html.j2").render(
         style=_style(),
         found=found,
@@ -107,6 +109,8 @@ def render_audit(found: Audited) -> str:
             "Every prompt, first seed": [_case(found, n) for n in every],
         },
         nearest=nearest,
+        plain=plain,
+        plain_told=_told_of_plain(found),
         nearest_told=_told_of_nearest(found),
         score=_score(found),
         facts=_facts(found),
@@ -170,6 +174,31 @@ def _nearest(found: Audited) -> list[Likeness]:
         copy = likeness > found.own.never_nearer
         told.append(Likeness(prompt, n % num_seeds, likeness, copy, training, _shown(found.own.drawn.images[n])))
     return told
+
+
+def _plain(found: Audited) -> list[Likeness]:
+    """The pictures of the words alone nearest to a training picture, pixel by pixel."""
+    if found.recalled is None:
+        return []
+    images, near = found.recalled
+    num = min(max(_NUM_CASES, int(near.is_copy.sum())), _MOST_COPIES)
+    told = []
+    for n in near.distance.argsort(stable=True)[:num].tolist():
+        training = found.training[int(near.reference[n])].copy()
+        training.thumbnail((_LARGEST_PX, _LARGEST_PX))
+        prompt, copy = class_prompt(found.placeholder), bool(near.is_copy[n])
+        told.append(Likeness(prompt, n, near.distance[n].item(), copy, training, _shown(images[n])))
+    return told
+
+
+def _told_of_plain(found: Audited) -> str:
+    if found.recalled is None:
+        return ""
+    near = found.recalled.found
+    return (
+        f"Drawn without guidance, {int(near.is_copy.sum())} of {len(near.distance)} are nearer than {near.bar:.3f} to "
+        "a training picture, half of what two training pictures differ by: a root mean square over the pixels."
+    )
 
 
 def _told_of_nearest(found: Audited) -> str:

@@ -214,7 +214,20 @@ PAIR_MEASURES = (
     ),
 )
 
-BY_NAME: Mapping[str, Measure] = {measure.name: measure for measure in MEASURES}
+AUDIT_MEASURES = (
+    Measure(
+        "recalled",
+        "recalled",
+        "Of pictures drawn from the words for the subject alone, without guidance, the share that is a training "
+        "picture over again, pixel by pixel: nearer than half of what two training pictures differ by.",
+        "lower",
+        SPECIFIC,
+        is_share=True,
+    ),
+)
+"""Of an audit alone."""
+
+BY_NAME: Mapping[str, Measure] = {measure.name: measure for measure in (*MEASURES, *AUDIT_MEASURES)}
 
 
 def measure_of(name: str) -> Measure:

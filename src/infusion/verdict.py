@@ -9,12 +9,14 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from PIL import Image
+from torch import Tensor
 
 import infusion
 from infusion.errors import UserError, nearest
 from infusion.evaluation import Evaluation, Plan
 from infusion.intervals import Figure, as_share, share
 from infusion.measures import BY_NAME, ROUNDING, measure_of
+from infusion.metrics import Recalled
 from infusion.stopping import Check
 
 _AS_MUCH = 0.9  # of the base's own: what is above that is as good as followed
@@ -27,6 +29,13 @@ TOO_ALIKE = (
 )
 
 
+class Plain(NamedTuple):
+    """Pictures [M, 3, H, W] drawn from the words for the subject alone, and the training pictures they are like."""
+
+    images: Tensor
+    found: Recalled
+
+
 @dataclass(frozen=True)
 class Audited:
     """Everything that is told of one customized model.
@@ -34,7 +43,8 @@ class Audited:
     name: what tables call it. about: what is known of the customization, by the keys of an adapter file's description;
     "words" where prompts say these instead of a placeholder. own, untouched: measures of it, and of the base model with
     the class noun in its place, with the same prompts and seeds. nulls: what finite samples alone make of a distance.
-    training: its real pictures, where they were given. witnesses: who looked, by name.
+    recalled: what it draws from the words for the subject alone; None without training: its real pictures, where they
+    were given. witnesses: who looked, by name.
     """
 
     name: str
@@ -47,6 +57,7 @@ class Audited:
     own: Evaluation
     untouched: Evaluation
     nulls: Mapping[str, float]
+    recalled: Plain | None
     training: Sequence[Image.Image]
     witnesses: Mapping[str, str | None]
     seconds: float
@@ -101,7 +112,7 @@ def answers(found: Audited) -> list[Answer]:
         Answer("class", "Did it leak into its class?", *_leaked(found), _OF_CLASS),
         Answer("world", "Did the rest of the world move?", *_moved(found), ("lfd_s1", "lfd_s4")),
         Answer("confined", "Is it confined to the subject?", *_confined(found), (*_PARTS, "subject_found")),
-        Answer("copied", "Were training pictures copied?", *_copied(found), ("copied", "collapse")),
+        Answer("copied", "Were training pictures copied?", *_copied(found), ("recalled", "copied", "collapse")),
     ]
 
 
@@ -221,12 +232,21 @@ def _copied(found: Audited) -> tuple[str, str]:
     if copied is None:
         return "Not measured", NEEDS_PICTURES
     nearer = "nearer to a training picture than the real pictures are to each other"
+    again = found.figure("recalled")
+    plain = ""
+    if again is not None and found.recalled:
+        plain = f" From its words alone, {_shares(again)} of the pictures are a training picture over again."
     if copied.value == 0:
         none = share([False] * len(found.own.drawn.images))
-        return "None seen", (
+        told = (
             f"None of the {none.num} pictures is {nearer}; that cannot rule out that up to {none.high:.0%} of all are."
         )
-    return ("Yes" if copied.low > 0 else "A few may be"), f"{_shares(copied)} of the pictures are {nearer}."
+    else:
+        told = f"{_shares(copied)} of the pictures are {nearer}."
+    if copied.low > 0 or (again is not None and again.low > 0):
+        return "Yes", told + plain
+    some = copied.value > 0 or (again is not None and again.value > 0)
+    return ("A few may be" if some else "None seen"), told + plain
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -304,10 +324,10 @@ AXES: Mapping[str, Axis] = {
         ),
         Axis("world", ("lfd_s1_relative", "lfd_s4_relative"), "how far predictions for everything else moved"),
         Axis("confined", tuple(_PARTS), "distance of background, layout or style, in units of other seeds’"),
-        Axis("copied", ("copied",), "share of pictures nearer to a training picture than real ones are"),
+        Axis("copied", ("copied", "recalled"), "share of pictures that are a training picture over again"),
     )
 }
-NEED_PICTURES = ("learnt", "copied", "identity", "image_alignment", "collapse", "class_leak")
+NEED_PICTURES = ("learnt", "copied", "recalled", "identity", "image_alignment", "collapse", "class_leak")
 
 
 def axis_figure(found: Audited, name: str) -> Figure | None:

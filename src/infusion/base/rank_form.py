@@ -31,6 +31,7 @@ def has_rank_form(layer: TextLayer) -> bool:
         and attention.norm_q is None
         and attention.norm_k is None
         and type(attention.to_out[0]) is nn.Linear
+        and attention.to_out[0].weight.element_size() > 1  # weights in 8 bits are widened for their layer's own call
         and not attention.residual_connection
         and attention.rescale_output_factor == 1
         and not (attention.training and attention.dropout)

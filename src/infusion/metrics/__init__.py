@@ -22,6 +22,7 @@ from infusion.metrics.latent_fisher import (
     outside_subject,
     stratified_timesteps,
 )
+from infusion.metrics.memorisation import Recalled, recalled
 from infusion.metrics.wasserstein import (
     STYLE_SENTENCES,
     LayoutDistance,
@@ -44,6 +45,7 @@ __all__ = [
     "LayoutDistance",
     "Nearest",
     "Probe",
+    "Recalled",
     "Satisfaction",
     "both_present",
     "check_wanted",
@@ -59,6 +61,7 @@ __all__ = [
     "nearest_reference",
     "outside_subject",
     "over_prompts",
+    "recalled",
     "satisfied_facts",
     "sliced_w2",
     "stratified_timesteps",
