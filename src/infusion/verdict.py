@@ -235,7 +235,7 @@ def _copied(found: Audited) -> tuple[str, str]:
     again = found.figure("recalled")
     plain = ""
     if again is not None and found.recalled:
-        plain = f" From its words alone, {_shares(again)} of the pictures are a training picture over again."
+        plain = f"From its words alone, {_shares(again)} of the pictures are a training picture over again. "
     if copied.value == 0:
         none = share([False] * len(found.own.drawn.images))
         told = (
@@ -244,9 +244,9 @@ def _copied(found: Audited) -> tuple[str, str]:
     else:
         told = f"{_shares(copied)} of the pictures are {nearer}."
     if copied.low > 0 or (again is not None and again.low > 0):
-        return "Yes", told + plain
+        return "Yes", plain + told
     some = copied.value > 0 or (again is not None and again.value > 0)
-    return ("A few may be" if some else "None seen"), told + plain
+    return ("A few may be" if some else "None seen"), plain + told
 
 
 def _listed(words: Sequence[str]) -> str:
