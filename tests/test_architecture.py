@@ -17,6 +17,7 @@ ROWS = [
     {"audit"},
     {"verdict", "two_concepts", "validity", "evaluation_defaults"},
     {"evaluation", "stopping"},
+    {"training_together"},
     {"training"},
     {"report", "pipeline", "customized_pipeline", "comparison", "comparison_page", "comparison_plots"},
     {"foreign"},
