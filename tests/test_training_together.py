@@ -8,14 +8,20 @@ import pytest
 import torch
 from conftest import picture
 
-from infusion.base import rank_form
+from infusion.base import load_base, rank_form
 from infusion.errors import UserError
 from infusion.methods import Infusion, TextualInversion
 from infusion.training import Diverged, Progress, TrainingSettings, train
 from infusion.training_together import Job, train_together
 
-TOLERANCE = 1e-5  # of the residuals' length, after 20 steps in fp32
-OTHER_FORM = 1e-4  # where rows of another kind keep a layer from its short form: the same sum in another order
+# Of the residuals' length. AdamW divides gradients by their own size, which enlarges the rounding of those near 0; with
+# the network in double precision nothing is left of it.
+TOLERANCE, TOLERANCE_FP32 = 1e-7, 1e-5
+
+
+@pytest.fixture
+def base(base_dir):
+    return load_base(base_dir, "cpu", torch.float64)
 
 
 def job(base, concept, name, method=None, **settings):
@@ -43,13 +49,15 @@ def assert_as_alone(base, jobs, told, tolerance=TOLERANCE):
     for one in jobs:
         expected, losses = alone(base, one)
         assert float((residuals(one) - expected).norm() / expected.norm()) < tolerance
-        assert [now.loss for other, now in told if other is one] == pytest.approx(losses, rel=1e-5)
+        assert [now.loss for other, now in told if other is one] == pytest.approx(losses, rel=tolerance)
 
 
-def test_each_learns_what_it_would_alone(base, concept):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, TOLERANCE), (torch.float32, TOLERANCE_FP32)])
+def test_each_learns_what_it_would_alone(base_dir, concept, dtype, tolerance):
+    base = load_base(base_dir, "cpu", dtype)
     jobs = [job(base, concept, name, seed=seed) for seed, name in enumerate(("red", "blue", "green"))]
     told = list(train_together(base, jobs))
-    assert_as_alone(base, jobs, told)
+    assert_as_alone(base, jobs, told, tolerance)
     assert len({tuple(residuals(one).tolist()) for one in jobs}) == 3
 
 
@@ -78,7 +86,7 @@ def test_rows_keep_their_own_kind_of_maps(base, concept, others):
         job(base, concept, "green", Infusion(max_train_steps=4, keys=True)),
         job(base, concept, "gold", Infusion(max_train_steps=4, streams="mixed"), seed=7),
     ]
-    assert_as_alone(base, jobs, list(train_together(base, jobs)), OTHER_FORM)
+    assert_as_alone(base, jobs, list(train_together(base, jobs)))
 
 
 def test_pictures_of_several_shapes(base, concept):

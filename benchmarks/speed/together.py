@@ -84,7 +84,7 @@ def measured(ways: dict[str, Steps], steps: int, repeats: int) -> dict[str, list
 def told(taken: dict[str, list[float]], number: int, steps: int) -> Iterator[str]:
     alone, again = taken["one after another"], taken["one after another, again"]
     floor = median(abs(b / a - 1) for a, b in zip(alone, again, strict=True))
-    yield f"| way | CPU ms a step of a concept | concepts an hour of CPU (500 steps) | times as many, noise {floor:.1%} |"
+    yield f"| way | CPU ms a step of a concept | concepts a CPU-hour (500 steps) | times as many, noise {floor:.1%} |"
     yield "|---|---|---|---|"
     for name, times in taken.items():
         step = median(times) / steps / number
