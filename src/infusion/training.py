@@ -223,7 +223,7 @@ def _gradients(base: Base, learner: Learner, rows: Sequence[int]) -> Tensor:
     """Backward passes of one optimiser step, for some rows of its batches; returns their loss."""
     scale = loss_scale(base)
     adapter, method = learner.adapter, learner.adapter.method
-    total = torch.zeros((), device=base.device)
+    losses = []
     adapter.train()
     try:
         for drawn in learner.draws():
@@ -235,11 +235,11 @@ def _gradients(base: Base, learner: Learner, rows: Sequence[int]) -> Tensor:
                     loss = loss + method.prior_preservation_weight * of_class
                 loss = loss / learner.settings.gradient_accumulation_steps
                 (loss * scale).backward()
-            total += loss.detach()
+            losses.append(loss.detach())
     finally:
         adapter.eval()  # whoever draws between two steps sees what will be drawn in the end
     unscale(adapter, scale)
-    return total
+    return torch.stack(losses).sum()
 
 
 def loss_scale(base: Base) -> float:
@@ -250,7 +250,7 @@ def loss_scale(base: Base) -> float:
 def unscale(adapter: Adapter, scale: float) -> None:
     """Take the loss's scale out of the gradients."""
     for parameter in adapter.parameters():
-        if parameter.grad is not None:
+        if parameter.grad is not None and scale != 1:
             parameter.grad /= scale
 
 

@@ -112,22 +112,22 @@ def _step(base: Base, active: list[tuple[Job, Learner]]) -> Iterator[tuple[Job, 
 def _gradients(base: Base, learners: Sequence[Learner]) -> list[Tensor]:
     """Backward passes of one optimiser step of each; returns their losses."""
     scale = loss_scale(base)
-    losses = [torch.zeros((), device=base.device) for _ in learners]
+    losses: list[list[Tensor]] = [[] for _ in learners]
     for draws in zip_longest(*(learner.draws() for learner in learners)):  # some accumulate more batches than others
         there = [(i, drawn) for i, drawn in enumerate(draws) if drawn]
         for shape in dict.fromkeys(drawn.batch.latents.shape[1:] for _, drawn in there):
             rows = [(i, drawn) for i, drawn in there if drawn.batch.latents.shape[1:] == shape]
             shares = _backward(base, [learners[i] for i, _ in rows], [drawn for _, drawn in rows], scale)
             for (i, _), loss in zip(rows, shares, strict=True):
-                losses[i] += loss
+                losses[i].append(loss)
     for learner in learners:
         unscale(learner.adapter, scale)
-    return losses
+    return [torch.stack(some).sum() for some in losses]
 
 
 def _backward(base: Base, learners: Sequence[Learner], draws: Sequence[Drawn], scale: float) -> Sequence[Tensor]:
     """One pass for the rows of all; each one's loss is the mean over its own rows, and moves its own adapter only."""
-    adapters = [learner.adapter for learner in learners]
+    adapters = [_Fitting(learner.adapter) for learner in learners]
     batches = [drawn.batch for drawn in draws]
     borrows = _borrows(base, adapters, draws)
     with lean_convolutions(base.network), base.customized(*adapters, borrows=borrows) as denoiser:
@@ -142,7 +142,18 @@ def _backward(base: Base, learners: Sequence[Learner], draws: Sequence[Drawn], s
     return losses.detach().unbind()
 
 
-def _borrows(base: Base, adapters: Sequence[Adapter], draws: Sequence[Drawn]) -> Tensor | None:
+class _Fitting:
+    """An adapter that was found to fit when its job joined, and is not asked again at every step."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.concept_name = adapter.concept_name
+        self.edits = adapter.edits
+
+    def check_fits(self, base: Base) -> None:
+        """It does."""
+
+
+def _borrows(base: Base, adapters: Sequence[_Fitting], draws: Sequence[Drawn]) -> Tensor | None:
     """Which rows of all take the foundation's queries; None where no adapter draws that by chance."""
     if all(drawn.borrows is None for drawn in draws):
         return None
