@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "infusion"
 # Each module may import from its own row and those below, never from those above.
 ROWS = [
     {"cli"},
-    {"cli_audit"},
+    {"cli_audit", "cli_together"},
     {"cli_toybox", "cli_measure", "cli_hub", "cli_prepare"},
     {"repository"},
     {"showcase", "gates", "audit_page", "adapter_card", "prepare"},
@@ -17,6 +17,7 @@ ROWS = [
     {"audit"},
     {"verdict", "two_concepts", "validity", "evaluation_defaults"},
     {"evaluation", "stopping"},
+    {"training_together"},
     {"training"},
     {"report", "pipeline", "customized_pipeline", "comparison", "comparison_page", "comparison_plots"},
     {"foreign"},

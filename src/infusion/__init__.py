@@ -18,6 +18,8 @@ _HOMES = {
     "subject_masks": "masks",
     "TrainingSettings": "training",
     "train": "training",
+    "Job": "training_together",
+    "train_together": "training_together",
     "save_adapter": "adapter_file",
     "load_adapter": "adapter_file",
     "generate": "pipeline",

@@ -32,6 +32,7 @@ from infusion.cli_measure import (
     watching_encoders,
 )
 from infusion.cli_prepare import CropOption, SegmenterOption, find_masks, prepare
+from infusion.cli_together import train_folder
 from infusion.cli_toybox import toybox
 from infusion.errors import UserError, all_at_once, noting
 from infusion.toybox.scene import FIRST_RESERVED_CONCEPT
@@ -115,7 +116,13 @@ DeviceOption = Annotated[
 @app.command(cls=_SettingsCommand)
 def train(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="The folder of pictures.", show_default=False)],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="The folder of pictures; or a folder of such folders, or a JSON list, of concepts to learn together.",
+            show_default=False,
+        ),
+    ],
     class_noun: Annotated[
         str | None,
         typer.Option(
@@ -131,7 +138,12 @@ def train(
     base_config: BaseConfigOption = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="The adapter file. [default: NAME.safetensors]"),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The adapter file, or of several concepts their folder. [default: NAME.safetensors, or adapters]",
+        ),
     ] = None,
     masks: Annotated[
         Path | None,
@@ -193,14 +205,22 @@ def train(
     report_to: Annotated[
         str | None, typer.Option(metavar="TRACKER", help="tensorboard, wandb, trackio ...: where losses are shown.")
     ] = None,
+    concepts_per_batch: Annotated[
+        int, typer.Option(min=1, help="Of several concepts, how many are trained at a time, each with its own batch.")
+    ] = 8,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print what would be done.")] = False,
     device: DeviceOption = None,
 ) -> None:
-    """Learn one concept from a folder of pictures."""
+    """Learn one concept from a folder of pictures, or many from a folder of such folders."""
+    from infusion.concept_list import holds_concepts
     from infusion.files import check_writable
     from infusion.launch import processes
     from infusion.terminal import plain_console
 
+    if holds_concepts(folder):
+        settings_given = partial(_settings, context.params, set_ or [], config)
+        train_folder(folder, context.params, settings_given, _check_captions)
+        return
     mistakes: list[str] = []
     with noting(mistakes):
         team = processes(report_to, Path("logs"), device)
@@ -553,16 +573,21 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _read_concept(folder: Path, class_noun: str | None, name: str | None, masks: Path | None) -> "Concept":
     from infusion.concept import load_concept
-    from infusion.prompts import name_concept
 
     concept = load_concept(folder, class_noun, name, masks)
+    _check_captions(concept)
+    return concept
+
+
+def _check_captions(concept: "Concept") -> None:
+    from infusion.prompts import name_concept
+
     mistakes: list[str] = []
     for source, caption in zip(concept.sources, concept.captions, strict=True):
         with noting(mistakes, f"{source}: "):
             name_concept(caption or concept.placeholder, concept.placeholder, concept.class_noun)
     if mistakes:
         raise all_at_once(mistakes, "the captions")
-    return concept
 
 
 def _check_output(output: Path | None) -> None:

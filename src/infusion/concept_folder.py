@@ -90,6 +90,22 @@ def survey(given: Path, masks_dir: Path | None = None) -> ConceptFolder:
     )
 
 
+def concept_folders(given: Path) -> list[Path]:
+    """The sub-folders of a folder that has no pictures of its own and at least two sub-folders with some: each is a
+    concept's. None where it is one concept's folder, as `survey` reads it, or no folder at all.
+
+    Raises:
+        UserError: a file that describes pictures is broken.
+    """
+    if not os.path.isdir(given) or _has_pictures(given):
+        return []
+    subs = _sub_folders(given)
+    if kohya := _kohya_folders(given):
+        return kohya if len(kohya) > 1 else []
+    with_pictures = [sub for sub in subs if _has_pictures(sub) or len(_kohya_folders(sub)) == 1]
+    return subs if len(with_pictures) > 1 else []
+
+
 def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sorts "2.png" before "10.png"."""
     parts = re.findall(r"\d+|\D+", name.lower())
@@ -107,16 +123,15 @@ def _pictures_dir(folder: Path) -> Path:
         split = f" `infusion prepare {folder} -o DIR` makes a folder of each concept it lists."
         hint = split if folder.suffix.lower() == ".json" else ""
         raise UserError(f"{folder} is a file. Give the folder that holds the pictures.{hint}")
-    if _pictures(folder) or any(_there(folder, row) for row in read_metadata(folder)):
+    if _has_pictures(folder):
         return folder
     subs = _sub_folders(folder)
-    below_img = _sub_folders(folder / "img") if (folder / "img").is_dir() else []
-    kohya = [sub for sub in subs + below_img if _KOHYA_FOLDER.fullmatch(sub.name) and _pictures(sub)]
+    kohya = _kohya_folders(folder)
     if len(kohya) == 1:
         return kohya[0]
     if kohya:
         raise UserError(
-            f"{folder} holds several concepts: {_named(kohya)}. Each is learnt alone; give one of these folders."
+            f"{folder} holds several concepts: {_named(kohya)}. Give one of these folders; `infusion train` also takes them all."
         )
     allowed = "jpg, png, webp, bmp, tiff or gif"
     if with_pictures := [sub for sub in subs if _pictures(sub)]:
@@ -127,6 +142,17 @@ def _pictures_dir(folder: Path) -> Path:
     others = _files(folder)
     found = f" It has other files: {_named(others)}." if others else " It is empty." if not subs else ""
     raise UserError(f"{folder} has no pictures ({allowed}).{found}")
+
+
+def _has_pictures(folder: Path) -> bool:
+    """Of its own, or named in its metadata."""
+    return bool(_pictures(folder)) or any(_there(folder, row) for row in read_metadata(folder))
+
+
+def _kohya_folders(folder: Path) -> list[Path]:
+    """Its sub-folders of kohya's `10_token class` kind, also below `img/`."""
+    below_img = _sub_folders(folder / "img") if (folder / "img").is_dir() else []
+    return [sub for sub in _sub_folders(folder) + below_img if _KOHYA_FOLDER.fullmatch(sub.name) and _pictures(sub)]
 
 
 def _files(folder: Path) -> list[Path]:

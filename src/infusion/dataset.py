@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infusion.base import Base, Conditioning
+from infusion.base.denoiser import concatenate
 from infusion.base.noise_schedule import training_timesteps
 from infusion.concept import Concept
 from infusion.crop import cropped
@@ -35,6 +36,13 @@ class Batch:
         at = torch.as_tensor(indices, device=self.latents.device)
         tensors = (self.latents[at], self.masks[at], self.noise[at], self.timesteps[at])
         return Batch(*tensors, self.conditioning.rows(indices))
+
+    @staticmethod
+    def joined(batches: Sequence["Batch"]) -> "Batch":
+        """The rows of all batches, which are of one shape, in order."""
+        names = ("latents", "masks", "noise", "timesteps")
+        tensors = (torch.cat([getattr(batch, name) for batch in batches]) for name in names)
+        return Batch(*tensors, concatenate(*(batch.conditioning for batch in batches)))
 
 
 @dataclass(frozen=True)

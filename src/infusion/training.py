@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from infusion.base.frozen_convolutions import lean_convolutions
 from infusion.base.noise_schedule import training_target
 from infusion.checkpoint import Checkpoint
 from infusion.concept import Concept
-from infusion.dataset import Batch, BucketedSet, TrainingSet, class_set, step_generator, training_set
+from infusion.dataset import Batch, TrainingSet, class_set, step_generator, training_set
 from infusion.errors import UserError
 from infusion.launch import Processes
 from infusion.masks import SubjectMask, subject_masks
@@ -96,47 +96,111 @@ def train(
             a caption lacks the concept.
     """
     base.freeze()
-    settings = settings or TrainingSettings()
-    method = adapter.method
-    if not method.masked_loss:
-        masks = None
-    elif masks is None:
-        masks = subject_masks(base, concept, crop)
-    data = training_set(base, concept, masks, settings.flip, adapter.words, crop)
-    prior = _prior(base, adapter, class_latents)
-    optimizer = torch.optim.AdamW(adapter.parameter_groups())
-    rates = [group["lr"] for group in optimizer.param_groups]
-    identity = _identity(base, adapter, concept, settings, prior, crop)
-    checkpoint = Checkpoint(checkpoint_path, adapter, optimizer, identity)
-    first_step = step = checkpoint.load()
+    learner = Learner(base, adapter, concept, settings, checkpoint_path, masks, class_latents, crop)
     processes = processes or Processes()
-    rows = processes.rows(settings.train_batch_size)
-    share_at = _LEARNING_RATE_SHARES[settings.lr_scheduler]
-    images_per_step = settings.train_batch_size * settings.gradient_accumulation_steps
-    started = time.monotonic()
-    adapter.eval()  # but for gradients
-    between_steps = True
+    rows = processes.rows(learner.settings.train_batch_size)
     try:
-        while step < method.max_train_steps:
-            loss = _share(adapter, processes, _gradients(base, adapter, data, prior, settings, step, rows), step)
-            factor = share_at(step / method.max_train_steps)
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
-            between_steps = False
-            optimizer.step()
-            optimizer.zero_grad()
-            adapter.after_step(base)
-            step += 1
-            between_steps = True
-            processes.log({"loss": loss, "learning_rate": rates[0] * factor}, step)
-            if step % settings.checkpointing_steps == 0 and processes.is_first:
-                checkpoint.save(step)
-            seconds = (time.monotonic() - started) / (step - first_step)
-            left = (method.max_train_steps - step) * seconds
-            yield Progress(step, method.max_train_steps, loss, images_per_step / seconds, left)
+        while not learner.is_done:
+            loss = _share(adapter, processes, _gradients(base, learner, rows), learner.step)
+            progress = learner.update(loss)
+            processes.log({"loss": loss, "learning_rate": learner.learning_rate}, learner.step)
+            if learner.step % learner.settings.checkpointing_steps == 0 and processes.is_first:
+                learner.save()
+            yield progress
     finally:
-        if between_steps and processes.is_first:
-            checkpoint.save(step)
+        if processes.is_first:
+            learner.save()
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One batch of an adapter in training, and what is drawn beside it.
+
+    borrows: [B] which rows take the foundation's queries; None for what the adapter's edits say. of_class: the batch of
+    prior preservation.
+    """
+
+    batch: Batch
+    borrows: Tensor | None
+    of_class: Batch | None
+
+
+class Learner:
+    """An adapter in training, from step to step: what it is shown, its optimiser and its checkpoint.
+
+    Arguments and errors are those of `train`; whoever has one makes the gradients.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        adapter: Adapter,
+        concept: Concept,
+        settings: TrainingSettings | None = None,
+        checkpoint_path: str | Path | None = None,
+        masks: Sequence[SubjectMask] | None = None,
+        class_latents: Tensor | None = None,
+        crop: str = "square",
+    ) -> None:
+        self.base = base
+        self.adapter = adapter.eval()  # but for gradients
+        self.settings = settings = settings or TrainingSettings()
+        if not adapter.method.masked_loss:
+            masks = None
+        elif masks is None:
+            masks = subject_masks(base, concept, crop)
+        self._data = training_set(base, concept, masks, settings.flip, adapter.words, crop)
+        self._prior = _prior(base, adapter, class_latents)
+        self._optimizer = torch.optim.AdamW(adapter.parameter_groups())
+        self._rates = [group["lr"] for group in self._optimizer.param_groups]
+        identity = _identity(base, adapter, concept, settings, self._prior, crop)
+        self._checkpoint = Checkpoint(checkpoint_path, adapter, self._optimizer, identity)
+        self.step = self._first_step = self._checkpoint.load()
+        self._started = time.monotonic()
+        self._between_steps = True
+
+    @property
+    def max_train_steps(self) -> int:
+        return self.adapter.method.max_train_steps
+
+    @property
+    def is_done(self) -> bool:
+        return self.step >= self.max_train_steps
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the last step."""
+        return self._optimizer.param_groups[0]["lr"]
+
+    def draws(self) -> Iterator[Drawn]:
+        """The batches of the next step; they follow from the seed and the step alone."""
+        generator = step_generator(self.settings.seed, self.step)
+        size = self.settings.train_batch_size
+        for _ in range(self.settings.gradient_accumulation_steps):
+            batch = self._data.batch(size, generator)
+            borrows = self.adapter.draw_borrows(size, generator)
+            yield Drawn(batch, borrows, self._prior.batch(size, generator) if self._prior else None)
+
+    def update(self, loss: float) -> Progress:
+        """Make the step for which the gradients are there; loss: the step's."""
+        factor = _LEARNING_RATE_SHARES[self.settings.lr_scheduler](self.step / self.max_train_steps)
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        self._between_steps = False
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.adapter.after_step(self.base)
+        self.step += 1
+        self._between_steps = True
+        seconds = (time.monotonic() - self._started) / (self.step - self._first_step)
+        images = self.settings.train_batch_size * self.settings.gradient_accumulation_steps
+        left = (self.max_train_steps - self.step) * seconds
+        return Progress(self.step, self.max_train_steps, loss, images / seconds, left)
+
+    def save(self) -> None:
+        """Write the checkpoint, unless a step was broken off midway."""
+        if self._between_steps:
+            self._checkpoint.save(self.step)
 
 
 def draw_class(base: Base, class_noun: str, num_images: int, **sampling: Any) -> Tensor:
@@ -155,40 +219,53 @@ def _prior(base: Base, adapter: Adapter, class_latents: Tensor | None) -> Traini
     return class_set(base, adapter.class_noun, class_latents.float())
 
 
-def _gradients(
-    base: Base,
-    adapter: Adapter,
-    data: TrainingSet | BucketedSet,
-    prior: TrainingSet | None,
-    settings: TrainingSettings,
-    step: int,
-    rows: Sequence[int],
-) -> Tensor:
+def _gradients(base: Base, learner: Learner, rows: Sequence[int]) -> Tensor:
     """Backward passes of one optimiser step, for some rows of its batches; returns their loss."""
-    generator = step_generator(settings.seed, step)
-    scale = _HALF_PRECISION_LOSS_SCALE if base.dtype == torch.float16 else 1.0
-    method, size = adapter.method, settings.train_batch_size
-    total = torch.zeros((), device=base.device)
+    scale = loss_scale(base)
+    adapter, method = learner.adapter, learner.adapter.method
+    losses = []
     adapter.train()
     try:
-        for _ in range(settings.gradient_accumulation_steps):
-            batch = data.batch(size, generator).rows(rows)
-            borrows = adapter.draw_borrows(size, generator)
-            borrows = None if borrows is None else borrows[rows]
+        for drawn in learner.draws():
+            borrows = None if drawn.borrows is None else drawn.borrows[rows]
             with lean_convolutions(base.network), base.customized(adapter, borrows=borrows) as denoiser:
-                loss = denoising_loss(base, denoiser, batch, method.masked_loss)
-                if prior:
-                    of_class = denoising_loss(base, denoiser, prior.batch(size, generator).rows(rows))
+                loss = denoising_loss(base, denoiser, drawn.batch.rows(rows), method.masked_loss)
+                if drawn.of_class:
+                    of_class = denoising_loss(base, denoiser, drawn.of_class.rows(rows))
                     loss = loss + method.prior_preservation_weight * of_class
-                loss = loss / settings.gradient_accumulation_steps
+                loss = loss / learner.settings.gradient_accumulation_steps
                 (loss * scale).backward()
-            total += loss.detach()
+            losses.append(loss.detach())
     finally:
         adapter.eval()  # whoever draws between two steps sees what will be drawn in the end
+    unscale(adapter, scale)
+    return torch.stack(losses).sum()
+
+
+def loss_scale(base: Base) -> float:
+    """What a loss is multiplied by before its backward pass, so that small gradients outlast half precision."""
+    return _HALF_PRECISION_LOSS_SCALE if base.dtype == torch.float16 else 1.0
+
+
+def unscale(adapter: Adapter, scale: float) -> None:
+    """Take the loss's scale out of the gradients."""
     for parameter in adapter.parameters():
-        if parameter.grad is not None:
+        if parameter.grad is not None and scale != 1:
             parameter.grad /= scale
-    return total
+
+
+def finite_gradients(adapter: Adapter) -> Tensor:
+    """1 if every gradient is a number, else 0: a scalar that stays on the device."""
+    finite = [parameter.grad.isfinite().all() for parameter in adapter.parameters() if parameter.grad is not None]
+    return torch.stack(finite).all().float()
+
+
+def diverged(step: int) -> Diverged:
+    """step: those made before."""
+    return Diverged(
+        f"Training diverged at step {step + 1}: a gradient is not a number. Use a smaller learning rate, or hold "
+        "the base in another precision (bf16, or no)."
+    )
 
 
 def _share(adapter: Adapter, processes: Processes, loss: Tensor, step: int) -> float:
@@ -199,29 +276,29 @@ def _share(adapter: Adapter, processes: Processes, loss: Tensor, step: int) -> f
     Raises:
         Diverged: a gradient is not a number.
     """
-    finite = torch.ones_like(loss)
     for parameter in adapter.parameters():
         if parameter.grad is not None:
             parameter.grad = processes.mean(parameter.grad)
-            finite *= parameter.grad.isfinite().all()
-    of_batch, is_finite = torch.stack([processes.mean(loss), finite]).tolist()
+    of_batch, is_finite = torch.stack([processes.mean(loss), finite_gradients(adapter)]).tolist()
     if not is_finite:
-        raise Diverged(
-            f"Training diverged at step {step + 1}: a gradient is not a number. Use a smaller learning rate, or hold "
-            "the base in another precision (bf16, or no)."
-        )
+        raise diverged(step)
     return of_batch
 
 
 def denoising_loss(base: Base, denoiser: Denoiser, batch: Batch, masked: bool = True) -> Tensor:
-    """Mean over all elements of the squared error of prediction and target; masked: both times the subject mask.
+    """Mean over all elements of the squared error of prediction and target; masked: both times the subject mask."""
+    return squared_error(base, denoiser, batch, masked).mean()
+
+
+def squared_error(base: Base, denoiser: Denoiser, batch: Batch, masked: bool = True) -> Tensor:
+    """[B, C, H, W] between prediction and target; masked: both times the subject mask.
 
     The target is the base's own kind of prediction: the noise, the velocity or the flow.
     """
     noisy_latents = base.noise_schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     target = training_target(base.noise_schedule, batch.latents, batch.noise, batch.timesteps)
     error = denoiser.predict(noisy_latents, batch.timesteps, batch.conditioning).float() - target
-    return (error * batch.masks if masked else error).square().mean()
+    return (error * batch.masks if masked else error).square()
 
 
 def _identity(

@@ -49,17 +49,17 @@ class Conditioning:
         return {name: getattr(self, name) for name in ("attention_mask", "pooled_states", "guidance_scale")}
 
 
-def concatenate(first: Conditioning, second: Conditioning) -> Conditioning:
-    """The rows of `first`, then those of `second`; neither is told anything by layer."""
-    assert not first.states_by_layer and not second.states_by_layer
+def concatenate(*parts: Conditioning) -> Conditioning:
+    """The rows of all parts, in order; none is told anything by layer."""
+    assert not any(part.states_by_layer for part in parts)
     optional: dict[str, Any] = {}
-    for name, value in first._optional().items():
-        other = second._optional()[name]
-        optional[name] = None if value is None or other is None else torch.cat([value, other])
+    for name in parts[0]._optional():
+        values = [value for part in parts if (value := getattr(part, name)) is not None]
+        optional[name] = torch.cat(values) if len(values) == len(parts) else None
     return Conditioning(
-        torch.cat([first.text_states, second.text_states]),
-        first.concept_tokens + second.concept_tokens,
-        torch.cat([first.token_ids, second.token_ids]),
+        torch.cat([part.text_states for part in parts]),
+        tuple(tokens for part in parts for tokens in part.concept_tokens),
+        torch.cat([part.token_ids for part in parts]),
         **optional,
     )
 

@@ -28,6 +28,7 @@ class Infusion(Method):
 
     name: ClassVar[str] = "infusion"
     paper: ClassVar[str] = "arXiv 2404.14007"
+    trains_together: ClassVar[bool] = True
 
     masked_loss: bool = setting(True, help=MASKED_LOSS_HELP)
     layers: str = setting(

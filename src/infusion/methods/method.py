@@ -73,13 +73,15 @@ class Method(ABC):
     Two settings of training are the method's own: `masked_loss`, whether only the subject is learnt, and
     `prior_preservation_weight`, how much pictures of the class that the base draws itself count beside the concept's.
     composes: whether several of its concepts can stand in one prompt. diffusers_loader: where a stock diffusers
-    pipeline reads the file, the name of its method for that.
+    pipeline reads the file, the name of its method for that. trains_together: whether rows of a batch can each be
+    customized by a concept of their own, untouched by the others', so that several are trained at a time.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     composes: ClassVar[bool] = True
     diffusers_loader: ClassVar[str | None] = None
+    trains_together: ClassVar[bool] = False
     prior_preservation_weight: ClassVar[float] = 0.0
     num_class_images: ClassVar[int] = 0
 
