@@ -178,3 +178,15 @@ def test_unsupported_ways_to_call_are_refused(pipe, adapter):
         customize(pipe, adapter)(None, prompt_embeds=torch.zeros(1, 32, 16))
     with pytest.raises(UserError, match="share a name"):
         drawn(customize(pipe, adapter, adapter), "a <my-cat>", 1)
+
+
+def test_steps_do_not_walk_the_network_to_ask_its_precision(base, monkeypatch):
+    """diffusers' `dtype` goes through every module and parameter, which takes as long as a layer does."""
+    asked = []
+    monkeypatch.setattr(type(base.network), "dtype", property(lambda network: asked.append(network) or torch.float32))
+    counts = []
+    for steps in (2, 5):
+        generate(base, "a cat", num_inference_steps=steps)
+        counts.append(len(asked))
+        asked.clear()
+    assert counts[0] == counts[1]

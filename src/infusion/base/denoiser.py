@@ -14,11 +14,11 @@ from infusion.prompts import ConceptTokens
 class Conditioning:
     """What a batch of B rows is told.
 
-    text_states: [B, T, C]. concept_tokens: per row, where in the text states every concept stands that the row names.
-    token_ids: [B, T], what the text model read (the first, of several). attention_mask: [B, T], None where the
-    model is given none. pooled_states: [B, C'], where the network takes a summary of the prompt beside its tokens.
-    guidance_scale: [B], where the network itself is told how strongly to follow the prompt. states_by_layer: [B, T, C]
-    by the path of a cross-attention layer that is told something else than `text_states`.
+    text_states: [B, T, C], in the network's precision. concept_tokens: per row, where in the text states every concept
+    stands that the row names. token_ids: [B, T], what the text model read (the first, of several). attention_mask:
+    [B, T], None where the model is given none. pooled_states: [B, C'], where the network takes a summary of the prompt
+    beside its tokens. guidance_scale: [B], where the network itself is told how strongly to follow the prompt.
+    states_by_layer: [B, T, C] by the path of a cross-attention layer that is told something else than `text_states`.
     """
 
     text_states: Tensor

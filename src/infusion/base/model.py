@@ -174,7 +174,8 @@ class Base:
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's prediction, of the kind that `noise_schedule` names; [B, C, H, W] in the latents' precision."""
-        inputs = self.family.inputs(self.pipeline, noisy_latents.to(self.dtype), timesteps, conditioning)
+        dtype = conditioning.text_states.dtype  # the network's; to ask the network walks all of it at every step
+        inputs = self.family.inputs(self.pipeline, noisy_latents.to(dtype), timesteps, conditioning)
         output = self.network(**inputs, return_dict=False)[0]
         return self.family.prediction(output, noisy_latents).to(noisy_latents.dtype)
 

@@ -15,7 +15,7 @@ from infusion.base.model import Base
 from infusion.base.token_vectors import ALL_LAYERS, TextReader, TokenVectors
 from infusion.base.vocabulary import sentence_ends
 from infusion.errors import UserError
-from infusion.methods.method import Adapter, PriorPreservingMethod, embeddings_of, load_tensors, register_at
+from infusion.methods.method import Adapter, PriorPreservingMethod, embeddings_of, load_tensors
 from infusion.settings import setting
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class CustomDiffusionAdapter(Adapter):
         self.register_parameter(_VECTORS, nn.Parameter(embeddings_of(base, method.rare_token)))
         self.register_buffer("noun_vectors", embeddings_of(base, class_noun), persistent=False)
         for path, weight in _keys_and_values(base).items():
-            register_at(self, path, nn.Parameter(weight.detach().float().clone()))
+            self.register_parameter(path, nn.Parameter(weight.detach().float().clone()))
         self.merged: Mapping[str, Tensor] | None = None
 
     def weights(self) -> dict[str, nn.Parameter]:

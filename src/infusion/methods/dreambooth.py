@@ -10,7 +10,7 @@ from infusion.base.customization import SwappedParameters
 from infusion.base.edits import bare
 from infusion.base.model import Base
 from infusion.errors import UserError
-from infusion.methods.method import Adapter, PriorPreservingMethod, load_tensors, register_at
+from infusion.methods.method import Adapter, PriorPreservingMethod, load_tensors
 from infusion.settings import setting
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class DreamBoothAdapter(Adapter):
     def __init__(self, method: DreamBooth, concept_name: str, class_noun: str, base: Base) -> None:
         super().__init__(method, concept_name, class_noun)
         for path, weight in bare(base.network).named_parameters():
-            register_at(self, path, nn.Parameter(weight.detach().float().clone()))
+            self.register_parameter(path, nn.Parameter(weight.detach().float().clone()))
 
     def check_fits(self, base: Base) -> None:
         there = {path: weight.shape for path, weight in bare(base.network).named_parameters()}

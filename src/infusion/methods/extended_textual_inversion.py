@@ -10,7 +10,7 @@ from infusion.base.cross_attention import value_widths
 from infusion.base.model import Base
 from infusion.base.token_vectors import TokenVectors
 from infusion.errors import UserError
-from infusion.methods.method import Adapter, Method, embeddings_of, load_tensors, register_at
+from infusion.methods.method import Adapter, Method, embeddings_of, load_tensors
 from infusion.settings import setting
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class ExtendedTextualInversionAdapter(Adapter):
     ) -> None:
         super().__init__(method, concept_name, class_noun)
         for path, start in vectors.items():
-            register_at(self, path + _SUFFIX, nn.Parameter(start.clone()))
+            self.register_parameter(path + _SUFFIX, nn.Parameter(start.clone()))
 
     def vectors(self) -> dict[str, nn.Parameter]:
         return {name.removesuffix(_SUFFIX): parameter for name, parameter in self.named_parameters()}

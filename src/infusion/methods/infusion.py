@@ -12,7 +12,7 @@ from infusion.base.families import TextLayer
 from infusion.base.model import Base
 from infusion.base.streams import ValueResiduals
 from infusion.errors import UserError
-from infusion.methods.method import MASKED_LOSS_HELP, Adapter, Method, load_tensors, register_at
+from infusion.methods.method import MASKED_LOSS_HELP, Adapter, Method, load_tensors
 from infusion.settings import setting
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Infusion(Method):
 class InfusionAdapter(Adapter):
     """The value residuals r_l of one concept, fp32, at exactly 0 until trained.
 
-    The module tree mirrors the base's, so `state_dict()` names a residual by its layer:
+    `state_dict()` names a residual by its layer:
     `up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v.value_residual`.
     """
 
@@ -112,7 +112,7 @@ class InfusionAdapter(Adapter):
     def __init__(self, method: Infusion, concept_name: str, class_noun: str, widths: Mapping[str, int]) -> None:
         super().__init__(method, concept_name, class_noun)
         for name, width in widths.items():
-            register_at(self, name, nn.Parameter(torch.zeros(width)))
+            self.register_parameter(name, nn.Parameter(torch.zeros(width)))
 
     def residuals(self, suffix: str = _VALUE) -> dict[str, nn.Parameter]:
         """The value residuals by layer path."""

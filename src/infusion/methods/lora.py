@@ -13,7 +13,7 @@ from infusion.base.customization import WrappedModules
 from infusion.base.edits import bare
 from infusion.base.model import Base
 from infusion.errors import UserError, first_line
-from infusion.methods.method import Adapter, RareTokenMethod, load_tensors, register_at
+from infusion.methods.method import Adapter, RareTokenMethod, load_tensors
 from infusion.settings import setting
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class LoRAAdapter(Adapter):
         self.layers = _peft_layers(_projections(base.network), method.rank)
         for path, layer in self.layers.items():
             for matrix in _MATRICES:
-                register_at(self, f"{_PREFIX}{path}.{matrix}.weight", getattr(layer, matrix)["default"].weight)
+                self.register_parameter(f"{_PREFIX}{path}.{matrix}.weight", getattr(layer, matrix)["default"].weight)
 
     def check_fits(self, base: Base) -> None:
         there = {path: (layer.in_features, layer.out_features) for path, layer in _projections(base.network).items()}

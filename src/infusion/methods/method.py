@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 class Adapter(nn.Module, ABC):
     """What a method learns of one concept. `parameters()` trains, `state_dict()` is the file.
 
-    In prompts the concept is written `<concept_name>`; the text model reads `words` there.
+    In prompts the concept is written `<concept_name>`; the text model reads `words` there. Parameters have the names of
+    the file, such as the network's own paths, and stand in one flat module: a tree of modules like the network's would
+    take several times the memory of the numbers.
     """
 
     def __init__(self, method: "Method", concept_name: str, class_noun: str) -> None:
@@ -42,6 +44,18 @@ class Adapter(nn.Module, ABC):
     @property
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As torch's, for names with dots too."""
+        self._parameters[name] = param
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        return dict(self.named_parameters())[target]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's, whose own check takes a name with dots for one in a module that is not there."""
+        assert not strict or state_dict.keys() == self.state_dict().keys()
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What trains, with its learning rate, as torch's optimisers take it."""
@@ -161,16 +175,6 @@ def together(base: Base, adapters: Sequence[Any]) -> Sequence[Any]:
         names = ", ".join(f"<{adapter.concept_name}>" for adapter in adapters)
         raise UserError(f"{names} are of {method.name}, which knows one concept at a time: draw them one by one.")
     return method.together(base, adapters)
-
-
-def register_at(module: nn.Module, path: str, parameter: nn.Parameter) -> None:
-    """Register a parameter under a dotted path, so that `state_dict()` mirrors the network's own names."""
-    *parents, leaf = path.split(".")
-    for name in parents:
-        if name not in module._modules:
-            module.add_module(name, nn.Module())
-        module = module._modules[name]  # type: ignore[assignment]
-    module.register_parameter(leaf, parameter)
 
 
 def load_tensors(adapter: Adapter, tensors: Mapping[str, Tensor], base: Base) -> Any:

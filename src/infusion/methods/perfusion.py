@@ -15,7 +15,7 @@ from infusion.base.edits import bare
 from infusion.base.model import Base
 from infusion.base.token_vectors import ALL_LAYERS, TextReader, TokenVectors
 from infusion.errors import UserError
-from infusion.methods.method import MASKED_LOSS_HELP, Adapter, Method, embeddings_of, load_tensors, register_at
+from infusion.methods.method import MASKED_LOSS_HELP, Adapter, Method, embeddings_of, load_tensors
 from infusion.settings import setting
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class PerfusionAdapter(Adapter):
         super().__init__(method, concept_name, class_noun)
         self.register_parameter(_VECTORS, nn.Parameter(embeddings_of(base, class_noun)))
         for path, width in value_widths(bare(base.network)).items():
-            register_at(self, path + _TARGET, nn.Parameter(torch.zeros(width)))
+            self.register_parameter(path + _TARGET, nn.Parameter(torch.zeros(width)))
         for name in _INPUTS:
             self.register_buffer(name, torch.zeros(base.network.config.cross_attention_dim))
 
