@@ -41,8 +41,8 @@ class Batch:
     def joined(batches: Sequence["Batch"]) -> "Batch":
         """The rows of all batches, which are of one shape, in order."""
         names = ("latents", "masks", "noise", "timesteps")
-        tensors = (torch.cat([getattr(batch, name) for batch in batches]) for name in names)
-        return Batch(*tensors, concatenate(*(batch.conditioning for batch in batches)))
+        tensors = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in names}
+        return Batch(**tensors, conditioning=concatenate(*(batch.conditioning for batch in batches)))
 
 
 @dataclass(frozen=True)
