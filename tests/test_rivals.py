@@ -479,7 +479,8 @@ def test_half_precision_bases_keep_fp32_adapters(base_dir, concept, method, dtyp
     assert any(not torch.equal(before[name], tensor) for name, tensor in adapter.state_dict().items())
     assert {p.dtype for part in (base.network, base.text_encoder) for p in part.parameters()} == {dtype}
     with base.customized(adapter) as denoiser, torch.no_grad():
-        assert denoiser.predict(*inputs(base, ["a <my-cat>"], adapter)).dtype == dtype
+        noisy_latents, *told = inputs(base, ["a <my-cat>"], adapter)
+        assert denoiser.predict(noisy_latents, *told).dtype == noisy_latents.dtype
 
 
 # --- size on Stable Diffusion 1.5 ---
