@@ -16,6 +16,7 @@ from infusion import evaluation_defaults, methods, stopping
 from infusion.adapter_file import save_adapter
 from infusion.base import load_base
 from infusion.cli import main
+from infusion.cli_audit import _page_of
 from infusion.concept import Concept
 from infusion.methods import Infusion, LoRA
 from infusion.repository import write_repository
@@ -236,6 +237,15 @@ def test_infusion_is_trained_once_and_stands_beside_and_no_limit_is_its(run, lor
     found = json.loads(Path("audit.json" if Path("audit.json").exists() else "lora-audit.json").read_text())
     assert [one["adapter"]["name"] for one in found["audits"]] == ["lora", "infusion"]
     assert "Training Infusion" not in run(*words)[1], "it is there already"
+
+
+def test_the_page_of_a_name_lies_here(toy, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "v1.5").mkdir()
+    assert _page_of([Path("user/my-cat@main")]) == Path("user-my-cat-main-audit.html")
+    assert _page_of([Path("user/my-cat/a.safetensors")]) == Path("user-my-cat-a-audit.html")
+    assert _page_of([toy[0]]) == Path("my-cat-audit.html") and _page_of([toy[0], toy[0]]) == Path("audit.html")
+    assert _page_of([Path("v1.5")]) == Path("v1.5-audit.html") and _page_of([Path()]).stem.startswith(tmp_path.name)
 
 
 def test_what_a_file_does_not_say_is_asked_for(run, lora):

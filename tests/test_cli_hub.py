@@ -11,7 +11,6 @@ from test_readme import README
 
 from infusion.adapter_file import save_adapter
 from infusion.cli import main
-from infusion.cli_measure import _page_beside
 
 
 @pytest.fixture
@@ -58,13 +57,6 @@ def test_pushed_then_shown_and_drawn_by_name(run, saved, stand_in, base_dir):
     )
     assert code == 0 and Path("drawn/a-my-cat-0.png").exists()
     assert not Path("user").exists()
-
-
-def test_the_page_of_a_name_lies_here(saved, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    assert _page_beside(Path("user/my-cat@main")) == Path("user-my-cat-main-evaluation.html")
-    assert _page_beside(Path("user/my-cat/a.safetensors")) == Path("user-my-cat-a-evaluation.html")
-    assert _page_beside(saved) == Path("my-cat-evaluation.html")
 
 
 def test_mistakes_are_one_sentence(run, saved, stand_in, monkeypatch):
