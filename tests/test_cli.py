@@ -510,7 +510,5 @@ def test_prepare_reads_a_list_of_concepts(run: Run, pictures: Path, base_dir: Pa
     assert Path("my_cat-sheet.png").exists() and Path("new1-sheet.png").exists()
     code, _, error = run("prepare", "list.json", "--class-noun", "cat", *given)
     assert code == 1 and "leave these options out" in error
-    code, _, error = run("train", "list.json", "--class-noun", "cat")
-    assert code == 1 and "`infusion prepare list.json -o DIR` makes a folder of each" in error
     code, _, error = run("prepare", pictures, "--class-noun", "cat", "--crop", "round", *given[:4])
     assert code == 1 and 'crop = "round" is not one of' in error
