@@ -377,7 +377,7 @@ def test_words_of_every_tool(base_dir, tmp_path, kind, count):
 
 
 def test_words_of_two_text_models(xl_dir, base_dir, tmp_path):
-    vectors = {"clip_l": torch.randn(2, 16), "clip_g": torch.randn(2, 16)}
+    vectors = {"clip_l": torch.randn(2, 16), "clip_g": torch.randn(2, 24)}
     save_file(vectors, tmp_path / "my-word.safetensors")
     found = inspect(tmp_path / "my-word.safetensors")
     base, words = customized(found, xl_dir, "cpu")
