@@ -315,6 +315,7 @@ def render_audits(audited: Sequence[Audited], pages: Sequence[str], curve: Curve
     return _template("audits.html.j2").render(
         style=_style(),
         first=first,
+        told=format_count(len(audited), "customization"),
         rows=[_row(one, name, page) for (name, one), page in zip(compared.audited.items(), pages, strict=True)],
         axes=[(answer.question, AXES[answer.axis].sentence) for answer in answers(first) if answer.axis],
         plots=scatter_plots(compared),
