@@ -131,7 +131,8 @@ def _pictures_dir(folder: Path) -> Path:
         return kohya[0]
     if kohya:
         raise UserError(
-            f"{folder} holds several concepts: {_named(kohya)}. Give one of these folders; `infusion train` also takes them all."
+            f"{folder} holds several concepts: {_named(kohya)}. Give one of these folders; `infusion train` also takes "
+            "them all."
         )
     allowed = "jpg, png, webp, bmp, tiff or gif"
     if with_pictures := [sub for sub in subs if _pictures(sub)]:
