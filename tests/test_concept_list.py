@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from test_concept import picture
 
-from infusion.concept_list import load_concepts
+from infusion.concept_list import holds_concepts, load_concepts
 from infusion.errors import UserError
 
 
@@ -68,3 +68,20 @@ def test_a_list_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "latin.json").write_bytes('["ä"]'.encode("latin-1"))
     with pytest.raises(UserError, match="is not a JSON list"):
         load_concepts(tmp_path / "latin.json")
+
+
+def test_a_folder_of_concept_folders(tmp_path: Path) -> None:
+    for path in ("many/img/5_rex dog/1.png", "many/img/10_tom cat/1.png", "many/reg/1_cat/1.png"):
+        picture(tmp_path / path)
+    assert holds_concepts(tmp_path / "many")
+    assert [(found.name, found.class_noun) for found in load_concepts(tmp_path / "many")] == [
+        ("rex", "dog"),
+        ("tom", "cat"),
+    ]
+
+
+def test_one_concepts_own_folder_holds_no_others(tmp_path: Path) -> None:
+    for path in ("kohya/img/5_rex dog/1.png", "own/1.png", "own/a/1.png", "own/b/1.png", "one/a/1.png"):
+        picture(tmp_path / path)
+    (tmp_path / "one" / "empty").mkdir()
+    assert not any(holds_concepts(tmp_path / name) for name in ("kohya", "own", "one", "absent"))
