@@ -1,8 +1,12 @@
 """A tiny Stable Diffusion with random weights, real in every part, and tiny concepts."""
 
 import json
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -20,6 +24,7 @@ from transformers import (
 )
 
 from infusion.base import Base, load_base
+from infusion.cli import main
 from infusion.concept import Concept
 from infusion.methods import Adapter, Infusion
 
@@ -174,6 +179,36 @@ def adapter(base: Base, concept: Concept) -> Adapter:
     for parameter in adapter.parameters():
         parameter.data.normal_(std=0.5)
     return adapter.eval()
+
+
+def load_script(path: Path) -> ModuleType:
+    """A script that is no module of the package, under a name of its own."""
+    spec = spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
+    assert spec and spec.loader
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """`infusion ...` in an empty folder -> exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["infusion", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        code = stopped.value.code
+        return (code if isinstance(code, int) else 0), *capsys.readouterr()
+
+    return run
 
 
 def hub_reads_from(monkeypatch: pytest.MonkeyPatch, url: str) -> None:

@@ -11,6 +11,7 @@ ROWS = [
     {"cli"},
     {"cli_audit", "cli_together"},
     {"cli_toybox", "cli_measure", "cli_hub", "cli_prepare"},
+    {"cli_models"},
     {"repository"},
     {"showcase", "gates", "audit_page", "adapter_card", "prepare"},
     {"benchmark"},

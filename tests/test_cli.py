@@ -8,13 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import typer
-from conftest import picture
+from conftest import Run, picture
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -22,25 +21,6 @@ from infusion import cli, showcase, stopping
 from infusion.cli import app, main, merged_settings, parse_seeds
 from infusion.errors import UserError
 from infusion.methods import METHODS
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """`infusion ...` in an empty folder -> exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(os, "environ", os.environ.copy())
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["infusion", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        code = stopped.value.code
-        return (code if isinstance(code, int) else 0), *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,6 @@ from safetensors.torch import save_file
 from infusion import evaluation_defaults, methods, stopping
 from infusion.adapter_file import save_adapter
 from infusion.base import load_base
-from infusion.cli import main
 from infusion.cli_audit import _page_of
 from infusion.concept import Concept
 from infusion.methods import Infusion, LoRA
@@ -23,19 +21,6 @@ from infusion.repository import write_repository
 from infusion.toybox.concepts import concept_pictures, write_concept
 
 ELSEWHERE = ("--clip", "toybox-b", "--encoder", "toybox-b", "--device", "cpu")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["infusion", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return stopped.value.code or 0, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """`infusion benchmark` and `report`: files as people have them, and mistakes in one sentence."""
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,23 +10,6 @@ from test_comparison import write_results
 
 from infusion import benchmark
 from infusion.benchmark import Done
-from infusion.cli import main
-
-ELSEWHERE = ("--clip", "toybox-b", "--encoder", "toybox-b", "--device", "cpu")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["infusion", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return stopped.value.code or 0, *capsys.readouterr()
-
-    return run
-
 
 # benchmark, report
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import picture
+from conftest import Run, picture
 from safetensors.torch import load_file
-from test_cli import Run, run  # noqa: F401 (a fixture)
 
 from infusion import cli_together, training_together
 from infusion.adapter_file import read_adapter_file
@@ -33,7 +32,7 @@ def words(folder: Path, base_dir: Path, *more: object) -> list[object]:
     return ["train", folder, "--base", base_dir, "--device", "cpu", "--max-train-steps", 3, *more]
 
 
-def test_a_file_for_each(run: Run, people: Path, base_dir: Path) -> None:  # noqa: F811
+def test_a_file_for_each(run: Run, people: Path, base_dir: Path) -> None:
     code, told, error = run(*words(people, base_dir, "-o", "files", "--concepts-per-batch", 2))
     assert (code, error) == (0, "")
     assert "3 of 3 concepts learnt, one file each, in files." in told
@@ -48,7 +47,7 @@ def test_a_file_for_each(run: Run, people: Path, base_dir: Path) -> None:  # noq
     assert all(torch.allclose(together[name], alone[name], rtol=1e-3, atol=1e-5) for name in alone)
 
 
-def test_what_is_there_is_kept(run: Run, people: Path, base_dir: Path) -> None:  # noqa: F811
+def test_what_is_there_is_kept(run: Run, people: Path, base_dir: Path) -> None:
     assert run(*words(people, base_dir))[0] == 0
     before = {path: path.stat().st_mtime_ns for path in Path("adapters").iterdir()}
     Path("adapters/ben.safetensors").unlink()
@@ -61,7 +60,7 @@ def test_what_is_there_is_kept(run: Run, people: Path, base_dir: Path) -> None: 
 
 
 def test_who_fails_is_told_when_the_others_are_done(
-    run: Run,  # noqa: F811
+    run: Run,
     people: Path,
     base_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -77,7 +76,7 @@ def test_who_fails_is_told_when_the_others_are_done(
 
 
 def test_an_interrupted_command_goes_on(
-    run: Run,  # noqa: F811
+    run: Run,
     people: Path,
     base_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -102,7 +101,7 @@ def test_an_interrupted_command_goes_on(
     }
 
 
-def test_a_list_and_a_noun_for_all(run: Run, people: Path) -> None:  # noqa: F811
+def test_a_list_and_a_noun_for_all(run: Run, people: Path) -> None:
     (people / "anna" / "concept.json").unlink()
     entries = [{"instance_data_dir": "anna"}, {"instance_data_dir": "c", "instance_prompt": "a <new1> dog"}]
     (people / "list.json").write_text(json.dumps(entries))
@@ -113,7 +112,7 @@ def test_a_list_and_a_noun_for_all(run: Run, people: Path) -> None:  # noqa: F81
 
 
 def test_every_mistake_before_anything_is_loaded(
-    run: Run,  # noqa: F811
+    run: Run,
     people: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,29 +1,22 @@
 """`infusion toybox`: folders as people have them, resumed, and refused in one sentence."""
 
 import json
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Run
 from PIL import Image
 
 from infusion import cli_toybox
-from infusion.cli import main
 from infusion.concept import load_concept
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["infusion", "toybox", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return stopped.value.code or 0, *capsys.readouterr()
-
-    return run
+def run(run: Run) -> Run:
+    """`infusion toybox ...`"""
+    return partial(run, "toybox")
 
 
 def test_render_writes_pictures_with_everything_that_is_true_of_them(run):

@@ -4,13 +4,13 @@ import hashlib
 import json
 import sys
 import tomllib
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from conftest import load_script
 from PIL import Image
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -18,12 +18,7 @@ FILES_DIR = BENCHMARKS / "audit" / "files"
 
 
 def load(name: str) -> ModuleType:
-    spec = spec_from_file_location(f"peers_{name}", BENCHMARKS / "peers" / f"{name}.py")
-    assert spec and spec.loader
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script(BENCHMARKS / "peers" / f"{name}.py")
 
 
 @pytest.fixture(scope="module")

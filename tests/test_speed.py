@@ -1,12 +1,11 @@
 """How times become ratios, a noise floor and a table; what counts as the network's time."""
 
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from conftest import load_script
 from diffusers import UNet2DConditionModel
 from torch.utils.checkpoint import checkpoint
 
@@ -14,12 +13,7 @@ SPEED = Path(__file__).parents[1] / "benchmarks" / "speed"
 
 
 def load(name: str) -> ModuleType:
-    spec = spec_from_file_location(f"speed_{name}", SPEED / f"{name}.py")
-    assert spec and spec.loader
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SPEED / f"{name}.py")
 
 
 @pytest.fixture(scope="module")

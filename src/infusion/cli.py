@@ -21,16 +21,8 @@ from typer.core import TyperCommand
 
 from infusion.cli_audit import audit
 from infusion.cli_hub import push
-from infusion.cli_measure import (
-    BASES,
-    PRECISIONS,
-    BaseConfigOption,
-    benchmark,
-    check_choice,
-    load_base_on,
-    report,
-    watching_encoders,
-)
+from infusion.cli_measure import benchmark, report
+from infusion.cli_models import BASES, PRECISIONS, BaseConfigOption, check_choice, load_base_on, watching_encoders
 from infusion.cli_prepare import CropOption, SegmenterOption, find_masks, prepare
 from infusion.cli_together import train_folder
 from infusion.cli_toybox import toybox

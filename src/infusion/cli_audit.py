@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infusion.cli_measure import (
+from infusion.cli_models import (
     BASES,
     DEFAULT_CLIP,
     DEFAULT_ENCODER,

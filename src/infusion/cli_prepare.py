@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infusion.cli_measure import BASES, BaseConfigOption, load_base_on
+from infusion.cli_models import BASES, BaseConfigOption, load_base_on
 from infusion.errors import UserError
 
 if TYPE_CHECKING:

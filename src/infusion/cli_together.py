@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from infusion.cli_measure import PRECISIONS, check_choice, load_base_on
+from infusion.cli_models import PRECISIONS, check_choice, load_base_on
 from infusion.cli_prepare import find_masks
 from infusion.errors import UserError, all_at_once, noting
 
