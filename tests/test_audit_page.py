@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -37,7 +38,12 @@ MEASURED = UNMOVED | {
 }
 
 
-def evaluated(pictures: bool = True, base_facts: float = 0.9, **changed: Figure | None) -> Audited:
+CHANCES = {"w2_background": 0.4, "w2_layout": 0.4, "w2_style": 0.4}
+
+
+def evaluated(
+    pictures: bool = True, base_facts: float = 0.9, chances: Mapping[str, float] = CHANCES, **changed: Figure | None
+) -> Audited:
     """An evaluation with some of its measures changed, or left out."""
     measures = {name: figure for name, figure in (MEASURED | changed).items() if figure}
     if not pictures:
@@ -65,8 +71,14 @@ def evaluated(pictures: bool = True, base_facts: float = 0.9, **changed: Figure 
         num_parameters=768,
         base="toybox",
         plan=Plan((Wanted("a {} & co", {}), Wanted("a {} there", {})), ("a te",), ("a dog",), Drawing(num_seeds=2)),
-        own=Evaluation(measures, Drawn(images, images, 0.1), torch.tensor([0.9, 0.1, 0.5, 0.7])),
-        untouched=Evaluation(base, Drawn(images.flip(0), images), torch.zeros(4)),
+        own=Evaluation(
+            measures,
+            Drawn(images, images, 0.1),
+            followed=torch.full([4], facts.value if (facts := measures.get("facts")) else 0.3),
+            score=torch.tensor([0.9, 0.1, 0.5, 0.7]),
+            chances=chances,
+        ),
+        untouched=Evaluation(base, Drawn(images.flip(0), images), torch.full([4], base_facts), torch.zeros(4), CHANCES),
         recalled=Plain(images, recalled(images, images[[0, 3]])) if pictures else None,
         nulls={"w2_background": 0.25, "w2_layout": 0.25, "w2_style": 0.25},
         training=[Image.new("RGB", (8, 8), "red")] * 2 if pictures else [],
@@ -106,8 +118,8 @@ def test_every_figure_is_on_the_page_with_what_it_is_held_against():
 def test_pictures_stand_worst_first_then_best():
     html = render_audit(evaluated())
     scores = re.findall(r"seed (\d), score ([\d.]+)", html)
-    worst_best = [("1", "0.10"), ("0", "0.50"), ("0", "0.90"), ("1", "0.70")]
-    assert scores == [*worst_best, ("0", "0.90"), ("0", "0.50")]
+    worst_best = [("1", "0.10"), ("2", "0.50"), ("0", "0.90"), ("3", "0.70")]
+    assert scores == [*worst_best, ("0", "0.90"), ("2", "0.50")]
     assert html.index("Worst") < html.index("Best 1")
     base, own = (_brightness(html, f"Worst 1, {whose}") for whose in ("base model", "customized"))
     assert base == pytest.approx(2 / 3, abs=0.01) and own == pytest.approx(1 / 3, abs=0.01)

@@ -1,7 +1,9 @@
 """What is measured of a model: laws on a tiny base, and the defaults of what is drawn and asked."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,10 +14,12 @@ from infusion.evaluation import (
     ConceptPictures,
     Drawing,
     Drawn,
+    Features,
     Plan,
     Reference,
     Wanted,
     Witnesses,
+    chances,
     drawn_with,
     evaluate,
     to_tensor,
@@ -80,6 +84,50 @@ def test_every_picture_drawn_is_reported(reference, adapter, real, drawn):
     evaluate(reference, None, real)
     assert reference.nulls["w2_exact"] > 0
     assert sum(drawn) == 3 * 6 + 2 * 4 + 7
+
+
+def test_every_picture_begins_with_a_noise_of_its_own_unless_it_is_shared(base, witnesses):
+    twice = replace(PLAN, prompts=PLAN.prompts[:1] * 2)
+    first, second = Reference(base, "cat", twice, witnesses).images.split(2)
+    assert not torch.equal(first, second)
+    first, second = Reference(base, "cat", twice, witnesses, shared_noise=True).images.split(2)
+    assert torch.equal(first, second)
+
+
+def test_no_seed_is_drawn_with_twice_however_many_there_are(base, witnesses, monkeypatch):
+    seen = []
+    monkeypatch.setattr(evaluation, "draw", lambda base, plan, texts, seeds, **_: seen.extend(seeds) or torch.zeros(0))
+    monkeypatch.setattr(evaluation, "pictures", lambda base, latents: latents)
+    many = Reference(base, "cat", replace(PLAN, drawing=replace(PLAN.drawing, num_seeds=700)), witnesses)
+    assert len(many.images) == len(many.null_images) == 0
+    assert len({seed for seeds in seen for seed in seeds}) == 2 * 3 * 700
+
+
+def features(num_prompts=4, num_seeds=4, shift=0.0, seed=0):
+    """Pictures whose prompts are far apart, moved a little."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = 100.0 * torch.arange(num_prompts).repeat_interleave(num_seeds)[:, None].expand(-1, 4)
+    rows = rows + torch.randn(rows.shape, generator=generator)
+    return Features(rows, rows + shift, rows.numpy(), rows)
+
+
+def test_a_distance_that_other_seeds_do_not_make_is_told_from_chance():
+    plan = Plan(PLAN.prompts + PLAN.prompts[:1], (), (), Drawing(num_seeds=4))
+    reference = SimpleNamespace(plan=plan, features=features(seed=1), null_features=features(seed=2))
+    moved = chances(reference, features(seed=3, shift=2.0))
+    assert moved["w2_background"] == 1 / 400 and min(moved["w2_layout"], moved["w2_style"]) > 0.02
+    assert min(chances(reference, reference.features).values()) > 0.5, "what the base drew itself lies in its midst"
+    lost = replace(features(seed=3), layout=np.full((16, 4), np.nan))
+    assert chances(reference, lost).keys() == {"w2_background", "w2_style"}
+
+
+def test_chances_are_even_where_nothing_differs():
+    plan = Plan(PLAN.prompts + PLAN.prompts[:1], (), (), Drawing(num_seeds=4))
+    found = []
+    for n in range(0, 36, 3):
+        reference = SimpleNamespace(plan=plan, features=features(seed=n), null_features=features(seed=n + 1))
+        found.append(chances(reference, features(seed=n + 2))["w2_style"])
+    assert 0.3 < sum(found) / len(found) < 0.7 and min(found) < 0.3 and max(found) > 0.7
 
 
 def test_copies_are_found(reference, real):

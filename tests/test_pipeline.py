@@ -72,6 +72,13 @@ def test_images_per_prompt_and_negative_prompts(pipe, adapter):
     assert np.array_equal(four[2:], plain[2:])
 
 
+def test_every_prompt_may_have_seeds_of_its_own(base):
+    prompts = ["a do te", "a ca"]
+    batches = sample_prompts(base, prompts, seeds=[[3], [5, 4]], num_inference_steps=2, batch_size=2)
+    both = sample_prompts(base, prompts, seeds=[3, 4, 5], num_inference_steps=2, batch_size=6)
+    torch.testing.assert_close(torch.cat(list(batches)), torch.cat(list(both))[[0, 5, 4]], atol=1e-3, rtol=1e-3)
+
+
 def test_pictures_may_be_drawn_in_turn(base, adapter):
     settings = {"seeds": (0, 1), "num_inference_steps": 2, "batch_size": 1}
     first, second = (sample_prompts(base, prompt, [adapter], **settings) for prompt in ("a <my-cat>", "a dog"))

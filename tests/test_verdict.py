@@ -5,7 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from test_audit_page import MEASURED, evaluated
+from test_audit_page import CHANCES, MEASURED, evaluated
 
 from infusion.audit_page import render_audit
 from infusion.errors import UserError
@@ -41,7 +41,7 @@ def test_a_concept_that_is_learnt_and_breaks_nothing():
     unmoved = Figure(0.0, 0.0, 0.0, 2)
     assert words(evaluated(lfd_s4=unmoved, lfd_s4_relative=unmoved))["moved"] == "No"
     shown = (
-        "As far as these pictures show, background, layout and style differ no more from the base model’s than one draw"
+        "As far as these pictures show, background, layout and style differ no more from the base model’s than other"
     )
     assert sentence(evaluated(), "confined").startswith(shown)
 
@@ -58,6 +58,8 @@ def test_no_copy_among_a_few_pictures_rules_out_little():
         (Figure(1.3, 1.1, 1.5, 2), "More than learnt"),
         (Figure(0.2, -0.1, 0.4, 2), "Cannot tell"),
         (Figure(-0.2, -0.3, -0.1, 2), "No"),
+        (Figure(0.05, 0.01, 0.09, 2), "No"),
+        (Figure(0.06, 0.01, 0.11, 2), "Yes"),
         (Figure(math.nan, math.nan, math.nan, 2), "Not measured"),
     ],
 )
@@ -67,8 +69,11 @@ def test_identity_is_read_on_its_scale(figure, word):
 
 def test_prompts_are_held_against_the_base_models_own():
     assert words(evaluated(base_facts=0.94))["followed"] == "Yes", "its interval reaches that"
+    less = Figure(0.8, 0.7, 0.85, 2)
+    assert words(evaluated(facts=less))["followed"] == "Less than before"
+    assert words(evaluated(facts=less, base_facts=0.8))["followed"] == "Cannot tell", "of the same pictures as many"
     for wide in (Figure(0.45, 0.2, 0.92, 2), Figure(0.9, math.nan, math.nan, 1)):
-        assert words(evaluated(facts=wide))["followed"] == "Cannot tell"
+        assert words(evaluated(facts=wide, base_facts=wide.value))["followed"] == "Cannot tell"
     assert "45% (20% to 92%)" in sentence(evaluated(facts=Figure(0.45, 0.2, 0.92, 2)), "followed")
     assert "90% (70% to 100%)" in sentence(evaluated(facts=Figure(0.9, 0.7, 1.1, 2)), "followed")
     assert words(evaluated(facts=Figure(0.5, 0.4, 0.6, 2)))["followed"] == "Less than before"
@@ -87,7 +92,7 @@ def test_what_broke_is_said():
     for name, figure in (("class_leak", near), ("class_diversity", near)):
         leaked = replace(broken, own=replace(broken.own, measures=broken.own.measures | {name: figure}))
         assert words(leaked)["leaked"] == "Yes"
-    beyond = evaluated(w2_background=Figure(0.5, 0.4, 0.6, 2), w2_style=Figure(0.5, 0.4, 0.6, 2))
+    beyond = evaluated(chances=CHANCES | {"w2_background": 0.0025, "w2_style": 0.0075})
     assert sentence(beyond, "confined").startswith("Background and style differ from the base model’s by more")
     assert words(evaluated(copied=Figure(0.3, 0.1, 0.5, 2)))["copied"] == "Yes"
     assert words(evaluated(copied=Figure(0.1, 0.0, 0.3, 2)))["copied"] == "A few may be"
@@ -117,10 +122,11 @@ def test_json_has_every_figure():
         "num": 2,
         "base": 0.2,
         "null": 0.25,
+        "chance": 0.4,
         "better": "lower",
         "sentence": told["measures"]["w2_style"]["sentence"],
     }
-    assert told["seeds"] == [0, 1] and told["plan"]["drawing"]["num_seeds"] == 2 and "torch" in whole["versions"]
+    assert told["seeds"] == [0, 1, 2, 3] and told["plan"]["drawing"]["num_seeds"] == 2 and "torch" in whole["versions"]
     assert told["adapter"]["settings"] == {"layers": "all"} and len(told["answers"]) == 6
 
 

@@ -4,8 +4,8 @@
 
 Ten classes, four repeats each: the base's pictures of the plain class noun, of seeds of their own, stand where those of
 a customized model would. Real pictures are of an individual that the base has never seen. A repeat is silent where no
-answer says that something was learnt, leaked, moved, left its place or was copied; predictions are the base's own, so
-that class and world test little but rounding. Repeats are kept one by one.
+answer says that something was learnt, forgotten, leaked, moved, changed beyond the subject or was copied; predictions
+are the base's own, so that class and world test little but rounding. Repeats are kept one by one.
 """
 
 import argparse
@@ -26,11 +26,12 @@ from infusion.toybox.scene import CLASSES
 from infusion.verdict import Audited, answers
 
 SILENT = {
-    "learnt": ("Cannot tell", "No"),
-    "class": ("No",),
-    "world": ("No",),
-    "confined": ("As far as can be seen",),
-    "copied": ("None seen",),
+    "Was it learnt?": ("Cannot tell", "No"),
+    "Are prompts followed?": ("Yes", "Cannot tell"),
+    "Did it leak into its class?": ("No",),
+    "Did the rest of the world move?": ("No",),
+    "Is it confined to the subject?": ("As far as can be seen",),
+    "Were training pictures copied?": ("None seen",),
 }
 FIRST_INDIVIDUAL = 42_000
 SEEDS_APART = 5_000
@@ -44,7 +45,7 @@ def repeat(number: int, folder: Path) -> dict[str, Any]:
     plan = plan_for(class_noun, toybox=True, quick=False)
     reference = Reference(base, class_noun, plan, witnesses_of("b"), folder=folder / class_noun.replace(" ", "-"))
     first = SEEDS_APART * (number + 1)
-    seeds = range(first, first + plan.drawing.num_seeds)
+    seeds = reference.seeds(first, plan.drawing.num_seeds, len(plan.prompts))
     of_class = range(first + 1000, first + 1000 + plan.drawing.num_class_pictures)
     drawn = Drawn(
         pictures(base, draw(base, plan, reference.texts(class_noun), seeds)),
@@ -68,14 +69,15 @@ def repeat(number: int, folder: Path) -> dict[str, Any]:
         witnesses={"clip": "toybox-b", "encoder": "toybox-b", "judges": "b"},
         seconds=0.0,
     )
-    told = {answer.axis: answer.word for answer in answers(found) if answer.axis}
+    told = {answer.question: answer.word for answer in answers(found)}
     return {
         "class_noun": class_noun,
         "first_seed": first,
         "answers": told,
-        "alarms": [axis for axis, word in told.items() if word not in SILENT[axis]],
+        "alarms": [question for question, word in told.items() if word not in SILENT[question]],
         "measures": {name: figure._asdict() for name, figure in found.own.measures.items()},
         "nulls": found.nulls,
+        "chances": found.own.chances,
     }
 
 

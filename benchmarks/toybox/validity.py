@@ -91,7 +91,9 @@ def independent_ranks(folder: Path) -> list[dict[str, float]]:
     found = []
     for number, noun in enumerate(dict.fromkeys(one.class_noun for one in spec.individuals), start=1):
         kept = folder / "work" / f"null-{noun.replace(' ', '-')}"
-        reference = Reference(base, noun, plan, witnesses, folder=kept, first_seed=_SEEDS_APART * number)
+        reference = Reference(
+            base, noun, plan, witnesses, folder=kept, first_seed=_SEEDS_APART * number, shared_noise=True
+        )
         found.append(null_ranks(reference))
         print(f"two draws of {noun}: {found[-1]}", flush=True)
     return found

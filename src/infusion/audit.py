@@ -39,6 +39,7 @@ from infusion.stopping import Check, SelfCheck, choose
 from infusion.verdict import Audited, Curve, Plain
 
 _PLAIN_NAME = "plain.safetensors"
+_KEPT = 2  # how what is drawn is kept: from 2 on every picture has a noise of its own
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ class Audit:
     ) -> None:
         self.names = names
         self.training = training
-        self.ground = _digest([infusion.__version__, base.digest(), str(base.device), asdict(plan)])
+        self.ground = _digest([infusion.__version__, _KEPT, base.digest(), str(base.device), asdict(plan)])
         self.folder = folder
         kept = folder / _digest([self.ground, class_noun])
         self.reference = Reference(base, class_noun, plan, witnesses, folder=kept)

@@ -38,8 +38,9 @@ GIVE_PICTURES = (
 _NOTES_OF_ONE = (
     "Without other real pictures of the subject, the training pictures among themselves are the 1 of identity and the "
     "bar for copies; pictures taken in one place make that bar high.",
-    "Intervals are over prompts (for the plain class noun over pictures): they say what other prompts would give, not "
-    "other seeds, subjects, trainings or base models. What other seeds make of a distance is one draw of them.",
+    "Intervals are over prompts (for the plain class noun over pictures), and every picture begins with a noise of its "
+    "own: they say what other prompts and seeds would give, not other subjects, trainings or base models. What other "
+    "seeds make of a distance is one draw of them; whether a distance is more than that is told by a permutation test.",
 )
 
 
@@ -106,7 +107,7 @@ def render_audit(found: Audited) -> str:
         cases={
             "Worst": [_case(found, n) for n in order[:few]],
             "Best": [_case(found, n) for n in order[::-1][:few]],
-            "Every prompt, first seed": [_case(found, n) for n in every],
+            "Every prompt": [_case(found, n) for n in every],
         },
         nearest=nearest,
         plain=plain,
@@ -121,10 +122,10 @@ def render_audit(found: Audited) -> str:
 
 
 def _statement(found: Audited) -> str:
-    num_prompts, seeds = len(found.plan.prompts), format_count(found.plan.drawing.num_seeds, "seed")
+    num_prompts, pictures = len(found.plan.prompts), format_count(found.plan.drawing.num_seeds, "picture")
     return (
         f"One particular {found.class_noun}, taught to the base model “{found.base}” by the method "
-        f"{found.about['method']}. Measured on {num_prompts} prompts × {seeds}, beside the base model’s pictures of a "
+        f"{found.about['method']}. Measured on {num_prompts} prompts × {pictures}, beside the base model’s of a "
         f"plain {found.class_noun} from the same seeds."
     )
 
@@ -155,7 +156,7 @@ def _case(found: Audited, n: int) -> Case:
     num_seeds = found.plan.drawing.num_seeds
     prompt = found.plan.prompts[n // num_seeds].text.format(found.placeholder)
     base, own = (_shown(some.drawn.images[n]) for some in (found.untouched, found.own))
-    return Case(prompt, n % num_seeds, found.own.score[n].item(), base, own)
+    return Case(prompt, n, found.own.score[n].item(), base, own)
 
 
 def _nearest(found: Audited) -> list[Likeness]:
@@ -172,7 +173,7 @@ def _nearest(found: Audited) -> list[Likeness]:
         training.thumbnail((_LARGEST_PX, _LARGEST_PX))
         prompt = found.plan.prompts[n // num_seeds].text.format(found.placeholder)
         copy = likeness > found.own.never_nearer
-        told.append(Likeness(prompt, n % num_seeds, likeness, copy, training, _shown(found.own.drawn.images[n])))
+        told.append(Likeness(prompt, n, likeness, copy, training, _shown(found.own.drawn.images[n])))
     return told
 
 

@@ -434,7 +434,9 @@ class Workshop:
             plan = self.spec.plan_for(class_noun)
             facts = {"base": self.ground.base, "class_noun": class_noun, "plan": asdict(plan)}
             folder = self.folder / "work" / f"{class_noun.replace(' ', '-')}-{_digest(facts)}"
-            self.references[class_noun] = Reference(self.base, class_noun, plan, self.witnesses, folder=folder)
+            self.references[class_noun] = Reference(
+                self.base, class_noun, plan, self.witnesses, folder=folder, shared_noise=True
+            )
         return self.references[class_noun]
 
 

@@ -358,7 +358,7 @@ def _audited(
 
     total = shared.num_to_draw(found)
     plan = shared.reference.plan
-    told = f"{format_count(len(plan.prompts), 'prompt')} × {format_count(plan.drawing.num_seeds, 'seed')}"
+    told = f"{format_count(len(plan.prompts), 'prompt')} × {format_count(plan.drawing.num_seeds, 'picture')}"
     console.print(f"{told}, {shared.reference.class_noun}: {format_count(total, 'picture')} to draw.")
     started, done, audited = time.monotonic(), 0, []
     with progress_bar(console, "Drawing") as advance:

@@ -30,10 +30,11 @@ from infusion.sampling import few_step_scheduler
 from infusion.settings import setting, validate
 from infusion.toybox.judges import Judges
 
-_NULL_SEEDS = 1000  # away from the seeds that are compared
+_NULL_SEEDS = 1000  # away from the seeds that are compared, where these are fewer
 _CLASS_SEEDS = 2000
 _PRIOR_SEEDS = 3000
 _THE_SAME = 0.9999  # cosine of a picture that is among the training pictures twice
+_NUM_DEALS = 399
 LATENTS_NAME = "latents.safetensors"
 
 
@@ -113,13 +114,14 @@ def draw(
     base: Base,
     plan: Plan,
     texts: Sequence[str],
-    seeds: Sequence[int],
+    seeds: Sequence[int] | Sequence[Sequence[int]],
     adapters: Sequence[Named] = (),
     report: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Latents [N, C, H, W] of every text with every seed, in few steps.
 
     Args:
+        seeds: of every text alike, or a list for each text.
         report: called with how many were drawn, after every batch.
     """
     sampling = {"num_inference_steps": plan.drawing.num_inference_steps, "guidance_scale": plan.drawing.guidance_scale}
@@ -164,7 +166,9 @@ class Reference:
 
     Everything is drawn when it is first asked for, and kept; in `folder`, where there is one, for other processes too.
     report: called with how many pictures were drawn, here and in `evaluate`. first_seed: of the base's pictures;
-    another one for draws that are to be independent of these.
+    another one for draws that are to be independent of these. shared_noise: all prompts begin with the same few noises,
+    as those of a benchmark do; without it every picture begins with its own, and intervals over prompts count what
+    other seeds would give.
     """
 
     def __init__(
@@ -176,6 +180,7 @@ class Reference:
         report: Callable[[int], None] | None = None,
         folder: Path | None = None,
         first_seed: int = 0,
+        shared_noise: bool = False,
     ) -> None:
         witnesses.check_can_see(base)
         self.base = base
@@ -185,6 +190,17 @@ class Reference:
         self.report = report
         self.folder = folder
         self.first_seed = first_seed
+        self.shared_noise = shared_noise
+
+    def seeds(self, first: int, num: int, num_texts: int) -> list[range]:
+        """Of `num` pictures of every text."""
+        apart = 0 if self.shared_noise else num
+        return [range(first + n * apart, first + n * apart + num) for n in range(num_texts)]
+
+    @property
+    def own_seeds(self) -> list[range]:
+        """For every prompt, those that the base model and every customized one draw with."""
+        return self.seeds(self.first_seed, self.plan.drawing.num_seeds, len(self.plan.prompts))
 
     def texts(self, words: str) -> list[str]:
         """The plan's prompts with `words` in the place of the concept."""
@@ -196,14 +212,13 @@ class Reference:
 
     @cached_property
     def images(self) -> Tensor:
-        seeds = range(self.first_seed, self.first_seed + self.plan.drawing.num_seeds)
-        return self._drawn("images", self.texts(self.class_noun), seeds)
+        return self._drawn("images", self.texts(self.class_noun), self.own_seeds)
 
     @cached_property
     def null_images(self) -> Tensor:
         """The same prompts with other seeds: what finite samples alone make of every distance."""
-        first = self.first_seed + _NULL_SEEDS
-        seeds = range(first, first + self.plan.drawing.num_seeds)
+        first = self.first_seed + max(_NULL_SEEDS, len(self.plan.prompt_of))
+        seeds = self.seeds(first, self.plan.drawing.num_seeds, len(self.plan.prompts))
         return self._drawn("null_images", self.texts(self.class_noun), seeds)
 
     @cached_property
@@ -232,7 +247,7 @@ class Reference:
     def null_features(self) -> "Features":
         return Features.of(self, self.null_images)
 
-    def _drawn(self, name: str, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+    def _drawn(self, name: str, texts: Sequence[str], seeds: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         latents = self._kept(name, lambda: draw(self.base, self.plan, texts, seeds, report=self.report))
         return pictures(self.base, latents)
 
@@ -269,7 +284,8 @@ class Reference:
 
     def _probed(self, name: str, texts: tuple[str, ...]) -> Probed:
         num, steps = self.plan.drawing.latents_per_prompt, self.plan.drawing.num_timesteps
-        latents = self._kept(name, lambda: draw(self.base, self.plan, texts, range(num), report=self.report))
+        seeds = self.seeds(0, num, len(texts))
+        latents = self._kept(name, lambda: draw(self.base, self.plan, texts, seeds, report=self.report))
         probe = Probe(latents, torch.arange(len(texts)).repeat_interleave(num))
         conditioning, schedule = self.told(texts, {}), self.base.noise_schedule
         empty = self.base.encode([""]).rows([0] * len(conditioning))
@@ -335,9 +351,40 @@ def distances(base: Features, customized: Features) -> dict[str, float]:
         "w2_gaussian": metrics.gaussian_w2(base.whole, customized.whole),
         "w2_exact": metrics.exact_w2(base.whole, customized.whole),
         "w2_sliced": metrics.sliced_w2(base.whole, customized.whole),
+    } | parts(base, customized)
+
+
+def parts(base: Features, customized: Features) -> dict[str, float]:
+    """Distances of background, layout and style."""
+    return {
         "w2_background": metrics.exact_w2(base.background, customized.background),
         "w2_layout": metrics.layout_w2(base.layout, customized.layout).w2,
         "w2_style": metrics.exact_w2(base.style, customized.style),
+    }
+
+
+def chances(reference: Reference, customized: Features) -> dict[str, float]:
+    """For every part, how probable its distance is if the customized model draws as the base does: a permutation test.
+
+    The customized model's pictures are held against both of the base's draws; then as many as they are, of every
+    prompt, are taken at random from all of these pictures, again and again. The chance is the share of these parts that
+    lie as far from the rest. Every picture must begin with a noise of its own.
+    """
+    num_prompts, num_seeds = len(reference.plan.prompts), reference.plan.drawing.num_seeds
+    everything = Features.joined(customized, Features.joined(reference.features, reference.null_features))
+    by_draw = np.arange(3 * num_prompts * num_seeds).reshape(3, num_prompts, num_seeds)
+    rows = by_draw.transpose(1, 0, 2).reshape(num_prompts, 3 * num_seeds)  # a prompt's, the customized model's first
+
+    def dealt(rows: np.ndarray) -> dict[str, float]:
+        own, others = rows[:, :num_seeds].ravel(), rows[:, num_seeds:].ravel()
+        return parts(everything.rows(others), everything.rows(own))
+
+    rng, observed = np.random.default_rng(0), dealt(rows)
+    deals = [dealt(rng.permuted(rows, axis=1)) for _ in range(_NUM_DEALS)]
+    return {
+        name: (1 + sum(deal[name] >= value for deal in deals)) / (1 + _NUM_DEALS)
+        for name, value in observed.items()
+        if math.isfinite(value)
     }
 
 
@@ -412,7 +459,7 @@ def drawn_with(reference: Reference, adapter: Named, folder: Path | None = None,
     path = folder / LATENTS_NAME if folder else None
     if path is None or not path.exists():
         started = time.process_time()
-        latents = draw(base, plan, reference.texts(name), range(plan.drawing.num_seeds), [adapter], reference.report)
+        latents = draw(base, plan, reference.texts(name), reference.own_seeds, [adapter], reference.report)
         seconds = torch.tensor((time.process_time() - started) / len(latents))
         of_class = draw(base, plan, [reference.class_text], reference.class_seeds, [adapter], reference.report)
         tensors = {"images": latents.contiguous(), "class_images": of_class.contiguous(), "seconds": seconds}
@@ -430,13 +477,17 @@ class Evaluation:
     """All measures of one customized model by name, and what was drawn.
 
     measures: with intervals over prompts; those that the witnesses or the pictures given cannot tell are left out.
-    score: [N], how good each picture is: the mean of identity and facts, in [0, 1]. nearest: the training picture that
-    each is most like; None without training pictures. never_nearer: the most that other real pictures are like one.
+    followed: [N], the share of its prompt's facts that each picture shows, or without judges their cosine. score: [N],
+    how good each is: the mean of identity and followed, in [0, 1]. chances: how probable the distances of background,
+    layout and style are without a difference; empty where noise is shared. nearest: the training picture that each is
+    most like; None without training pictures. never_nearer: the most that other real pictures are like one.
     """
 
     measures: dict[str, Figure]
     drawn: Drawn
+    followed: Tensor
     score: Tensor
+    chances: Mapping[str, float]
     nearest: metrics.Nearest | None = None
     never_nearer: float = math.inf
 
@@ -469,13 +520,14 @@ def evaluate(
         never_nearer = real.never_nearer(clip)
         measures |= found | _copied(reference, real, drawn.images, nearest.cosine > never_nearer)
         score = satisfied if identity is None else (identity.clamp(0, 1) + satisfied) / 2
-    measures["subject_found"] = _over_prompts(features.subject_found, prompt_of)
+    measures["subject_found"] = mean_over_prompts(features.subject_found, prompt_of)
     measures |= wasserstein(reference.features, features, prompt_of)
     measures |= _class_kept(reference, drawn.class_images) | _divergences(reference, adapter, base)
-    return Evaluation(measures, drawn, score, nearest, never_nearer)
+    by_chance = {} if reference.shared_noise else chances(reference, features)
+    return Evaluation(measures, drawn, satisfied, score, by_chance, nearest, never_nearer)
 
 
-def _over_prompts(values: Tensor, prompt_of: np.ndarray) -> Figure:
+def mean_over_prompts(values: Tensor, prompt_of: np.ndarray) -> Figure:
     """Mean of values [N], with its interval over prompts."""
     prompts, at = np.unique(prompt_of, return_inverse=True)
     sums = np.bincount(at, values.double().numpy(), minlength=len(prompts))
@@ -487,16 +539,16 @@ def prompts_kept(reference: Reference, images: Tensor) -> tuple[dict[str, Figure
     witnesses, plan = reference.witnesses, reference.plan
     texts = [text for text in reference.texts(reference.class_noun) for _ in range(plan.drawing.num_seeds)]
     cosines = metrics.text_alignment(witnesses.clip, images, texts)
-    measures = {"text_alignment": _over_prompts(cosines, plan.prompt_of)}
+    measures = {"text_alignment": mean_over_prompts(cosines, plan.prompt_of)}
     if not witnesses.judges:
         return measures, cosines
     noun = {"class": reference.class_noun}
     wanted = [noun | prompt.facts for prompt in plan.prompts for _ in range(plan.drawing.num_seeds)]  # type: ignore[operator]
     found = metrics.satisfied_facts(witnesses.judges, images, wanted)
-    measures["facts"] = _over_prompts(found.satisfied, plan.prompt_of)
+    measures["facts"] = mean_over_prompts(found.satisfied, plan.prompt_of)
     for fact, asked, holds in zip(metrics.FACTS, found.asked.T, found.holds.T, strict=True):
         if asked.any():
-            measures[f"facts_{fact}"] = _over_prompts(holds[asked], plan.prompt_of[asked.numpy()])
+            measures[f"facts_{fact}"] = mean_over_prompts(holds[asked], plan.prompt_of[asked.numpy()])
     return measures, found.satisfied
 
 
@@ -511,7 +563,7 @@ def learnt(reference: Reference, real: ConceptPictures, drawn: Drawn) -> tuple[d
         metrics.image_alignment(encoder, some, real.training)
         for some in (drawn.images, reference.images, drawn.class_images, reference.class_images)
     )
-    measures = {"image_alignment": _over_prompts(cosines, prompt_of)}
+    measures = {"image_alignment": mean_over_prompts(cosines, prompt_of)}
     try:
         scale = real.scale(encoder, reference.images)
     except UserError:
@@ -519,7 +571,7 @@ def learnt(reference: Reference, real: ConceptPictures, drawn: Drawn) -> tuple[d
     floor = np.bincount(prompt_of, of_base.double().numpy()) / np.bincount(prompt_of)  # [P]
     identity = (cosines.double() - torch.from_numpy(floor[prompt_of])) / (scale.ceiling - scale.floor)
     leak = (of_class - of_base_class) / (scale.ceiling - scale.floor)
-    measures |= {"identity": _over_prompts(identity, prompt_of), "class_leak": mean(leak.numpy())}
+    measures |= {"identity": mean_over_prompts(identity, prompt_of), "class_leak": mean(leak.numpy())}
     return measures, identity
 
 
@@ -531,7 +583,7 @@ def _copied(reference: Reference, real: ConceptPictures, images: Tensor, copies:
         "collapse": metrics.over_prompts(
             lambda rows: metrics.collapse_ratio(own[rows], base[rows], training), prompt_of
         ),
-        "copied": _over_prompts(copies, prompt_of),
+        "copied": mean_over_prompts(copies, prompt_of),
     }
 
 

@@ -37,7 +37,7 @@ def sample_prompts(
     base: Base,
     prompts: str | Sequence[str],
     adapters: Sequence[Named] = (),
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | Sequence[Sequence[int]] = (0,),
     *,
     negative_prompt: str = "",
     num_inference_steps: int = 30,
@@ -50,7 +50,8 @@ def sample_prompts(
 
     Args:
         prompts: `<name>` stands for the concept of the adapter called name; prompts without one are the base's.
-        seeds: one per picture; a picture's noise does not depend on what is drawn beside it.
+        seeds: one per picture, of every prompt alike, or a list for each prompt; a picture's noise does not depend on
+            what is drawn beside it.
         guidance_scale: how strongly to follow prompts; 1 turns guidance off. By default what suits the family.
         scheduler: any diffusers scheduler; the base's own by default.
         lock_until: share of the steps in which a picture with a concept has the foundation's attention maps. Later
@@ -75,7 +76,7 @@ def sample_prompts(
         scales = torch.full([len(prompts)], guidance_scale, device=base.device)
         conditioning = replace(conditioning, guidance_scale=scales)
     options = base.family.timestep_options(scheduler or base.scheduler, num_inference_steps, base.latent_shape)
-    wanted = itertools.product(range(len(prompts)), seeds)
+    wanted = ((at, seed) for at, own in enumerate(_of_each(prompts, seeds)) for seed in own)
     while batch := list(itertools.islice(wanted, batch_size)):
         generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
         noise = seeded_noise(generators, base.latent_shape, base.latent_dtype).to(base.device)
@@ -93,3 +94,11 @@ def sample_prompts(
                 lambda done, denoiser=denoiser: denoiser.release(done >= lock_until),  # type: ignore[misc]
             )
         yield latents
+
+
+def _of_each(prompts: Sequence[str], seeds: Sequence[int] | Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+    """The seeds of every prompt."""
+    if all(isinstance(seed, int) for seed in seeds):
+        return [seeds] * len(prompts)  # type: ignore[list-item]
+    assert len(seeds) == len(prompts)
+    return seeds  # type: ignore[return-value]

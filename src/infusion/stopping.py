@@ -112,10 +112,12 @@ def looked_with(*encoder_names: str) -> str:
 
 def choose(checks: Sequence[Check], among: Collection[int]) -> Check:
     """The check to keep, of those at the steps `among`: the highest mean over a check and its neighbours in `checks`,
-    which tames their noise. Of two checks alone, whose means are one, the better."""
+    which tames their noise. The first and the last share the mean of theirs, and of equal means the better is kept: a
+    mean over fewer would be noisier, and be chosen for that."""
 
     def smooth(at: int) -> tuple[float, float]:
-        near = checks[max(0, at - 1) : at + 2]
+        first = max(0, min(at - 1, len(checks) - 3))
+        near = checks[first : first + 3]
         return sum(check.score for check in near) / len(near), checks[at].score
 
     return checks[max((at for at, check in enumerate(checks) if check.step in among), key=smooth)]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import infusion
 from infusion.errors import UserError, nearest
-from infusion.evaluation import Evaluation, Plan
+from infusion.evaluation import Evaluation, Plan, mean_over_prompts
 from infusion.intervals import Figure, as_share, share
 from infusion.measures import BY_NAME, ROUNDING, measure_of
 from infusion.metrics import Recalled
@@ -21,6 +21,7 @@ from infusion.stopping import Check
 
 _AS_MUCH = 0.9  # of the base's own: what is above that is as good as followed
 _LITTLE = 0.1  # of the way from the base's pictures of a class to the subject
+_RARE = 0.01  # a chance below which it is not taken for chance; three parts together are below 0.03
 _TIMES_ROUNDING = 10  # the base model's own divergence, in another batch, is one draw of rounding
 NEEDS_PICTURES = "This takes real pictures of the subject: give the folder it was trained on, --pictures FOLDER."
 TOO_ALIKE = (
@@ -130,10 +131,10 @@ def _learnt(found: Audited) -> tuple[str, str]:
     )
     if identity.low > 1:
         return "More than learnt", f"{where}: above 1 is copying, not quality."
+    if identity.high < _LITTLE:
+        return "No", f"{where}: they are hardly more like it than the base model’s, or less."
     if identity.low > 0:
         return "Yes", f"{where}."
-    if identity.high < 0:
-        return "No", f"{where}: they are less like it than the base model’s."
     return "Cannot tell", f"{where}; the interval holds 0, so they may be no more like it than the base model’s."
 
 
@@ -149,10 +150,10 @@ def _followed(found: Audited) -> tuple[str, str]:
         else f"Pictures and prompts have a cosine of {format_figure(figure)}; the base model’s pictures of a plain "
         f"{found.class_noun}, {format_number(base)}."
     )
-    if figure.high < base:
-        return "Less than before", told
     if figure.low >= _AS_MUCH * base:
         return "Yes", told
+    if mean_over_prompts(found.own.followed - found.untouched.followed, found.plan.prompt_of).high < 0:
+        return "Less than before", told
     return "Cannot tell", f"{told} The interval holds that and also much less: more prompts would narrow it."
 
 
@@ -173,7 +174,7 @@ def _leaked(found: Audited) -> tuple[str, str]:
         f"classes by {second} that (S2)"
     )
     signs = []
-    if leak is not None and leak.low > 0:
+    if leak is not None and leak.low > 0 and leak.high >= _LITTLE:
         signs.append(f"{plain} has come nearer to the subject, by {format_figure(leak)} on the scale of identity")
     if diversity is not None and diversity.high < 1:
         signs.append(f"pictures of {plain} differ among themselves {format_figure(diversity)} times as much as before")
@@ -209,21 +210,19 @@ def _is_unmoved(found: Audited, name: str) -> bool:
 
 
 def _confined(found: Audited) -> tuple[str, str]:
-    told = [(words, found.figure(name), found.beside(name)) for name, words in _PARTS.items()]
-    seen = [(words, figure, null) for words, figure, null in told if figure and null is not None]
-    seen = [(words, figure, null) for words, figure, null in seen if math.isfinite(figure.low)]
+    seen = [name for name in _PARTS if found.figure(name) and name in found.own.chances]
     if not seen:
         return "Not measured", "Background, layout and style could not be compared with the base model’s."
-    beyond = [words for words, figure, null in seen if figure.low > null]
-    words = _listed(beyond or [words for words, _, _ in seen])
+    beyond = [name for name in seen if found.own.chances[name] < _RARE]
+    words = _listed([_PARTS[name] for name in beyond or seen])
     differ = "differs" if len(beyond or seen) == 1 else "differ"
     if beyond:
         return "Not wholly", _sentence(
-            f"{words} {differ} from the base model’s by more than one draw of other seeds does"
+            f"{words} {differ} from the base model’s by more than other seeds make: fewer than 1 in 100 random parts "
+            "of all these pictures lie as far from the rest"
         )
     return "As far as can be seen", (
-        f"As far as these pictures show, {words} {differ} no more from the base model’s than one draw of other seeds "
-        "does."
+        f"As far as these pictures show, {words} {differ} no more from the base model’s than other seeds make them."
     )
 
 
@@ -419,7 +418,7 @@ def _audit(found: Audited) -> dict[str, Any]:
         "base": {"id": found.base, "trained_on": found.about["base"]},
         "num_pictures": len(found.training),
         "plan": asdict(found.plan),
-        "seeds": list(range(found.plan.drawing.num_seeds)),
+        "seeds": list(range(len(found.plan.prompt_of))),
         "witnesses": dict(found.witnesses),
         "verdict": {one.axis: _verdict(found, one) for one in answers(found) if one.axis},
         "answers": [{"question": one.question, "answer": one.word, "sentence": one.sentence} for one in answers(found)],
@@ -458,6 +457,7 @@ def _measured(found: Audited, name: str, figure: Figure) -> dict[str, Any]:
         "num": figure.num,
         "base": base.value if base else None,
         "null": found.nulls.get(name),
+        "chance": found.own.chances.get(name),
         "better": measure_of(name).better,
         "sentence": measure_of(name).sentence,
     }
