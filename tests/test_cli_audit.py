@@ -82,7 +82,7 @@ def test_an_adapter_of_another_base_is_measured_without_judges(run, tiny_file, t
     Path("prompts.txt").write_text("a {} te\na {} do\n")
     words = ("audit", tiny_file, "--prompts", "prompts.txt", "--quick", "--json", "all.json", *ELSEWHERE)
     code, told, _ = run(*words)
-    assert code == 0 and "2 prompts × 2 seeds" in told and "This takes real pictures" in told
+    assert code == 0 and "2 prompts × 2 pictures" in told and "This takes real pictures" in told
     found = json.loads(Path("all.json").read_text())["audits"][0]
     assert found["witnesses"]["judges"] is None and not {"facts", "identity"} & found["measures"].keys()
     assert [one["text"] for one in found["plan"]["prompts"]] == ["a {} te", "a {} do"]
@@ -205,7 +205,19 @@ def test_of_a_run_one_checkpoint_is_kept(run, lora, toy, tiny_plan, monkeypatch)
         shutil.copy(lora, folder / "pytorch_lora_weights.safetensors")
     assert "give --pictures FOLDER" in run("audit", "run", *TOY)[2]
     monkeypatch.setattr(stopping, "PROMPTS", stopping.PROMPTS[:1])
+    look, looked = stopping.SelfCheck.__call__, []
+
+    def until_interrupted(self, concept, step, *more):
+        looked.append(step)
+        if looked == [50, 100]:
+            raise KeyboardInterrupt
+        return look(self, concept, step, *more)
+
+    monkeypatch.setattr(stopping.SelfCheck, "__call__", until_interrupted)
     code, told, _ = run("audit", "run", *TOY, "--pictures", toy[1])
+    assert code == 130 and "the same command goes on" in told
+    code, told, _ = run("audit", "run", *TOY, "--pictures", toy[1])
+    assert looked == [50, 100, 100], "what was seen of a checkpoint is kept"
     assert code == 0 and "The checkpoint to keep: step " in told
     checks = json.loads(Path("run-audit.json").read_text())["checkpoints"]
     assert [check["step"] for check in checks] == [50, 100] and sum(check["kept"] for check in checks) == 1

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,16 @@ class Audit:
         """Where the latents of a customized model are kept."""
         return self.folder / _digest([self.ground, one.key])
 
+    def checked(self, one: Given, step: int, watched_by: str, look: Callable[[], Check]) -> Check:
+        """The check of a checkpoint: what `look` sees, or saw before with the same watching and training pictures."""
+        pictures = [hashlib.sha256(image.tobytes()).hexdigest() for image in self.training]
+        path = self.latents_dir(one) / f"check-{_digest([watched_by, pictures])}.json"
+        if not path.exists():
+            check = look()
+            with whole_file(path) as temporary:
+                temporary.write_text(json.dumps(asdict(check)))
+        return replace(Check(**json.loads(path.read_text())), step=step)
+
     def of(self, one: Given, model: Model) -> Audited:
         """All that is told of one customized model."""
         started = time.monotonic()
@@ -259,22 +270,31 @@ def by_step(run: Sequence[Given]) -> dict[int, Given]:
     return found
 
 
-def curve(rule: SelfCheck, models: Mapping[int, Callable[[], Model]], done: Callable[[Check], None]) -> Curve:
+def curve(
+    shared: Audit,
+    steps: Mapping[int, Given],
+    open_model: Callable[[Given], Model],
+    rule: SelfCheck,
+    watched_by: str,
+    done: Callable[[Check], None],
+) -> Curve:
     """Look at every checkpoint as `--stop auto` looks at a training, and choose as it does.
 
     Args:
-        models: what opens the model of a step, by step; one is held at a time.
+        steps: the checkpoints of a run; one is opened at a time, and looked at but once.
+        watched_by: who looks, by `looked_with`.
         done: called with every check.
     """
 
-    def looked(step: int, model: Model) -> Check:
+    def look(step: int, one: Given) -> Check:
+        model = open_model(one)
         return rule(model.concept, step, math.nan, model.base)
 
     checks = []
-    for step, open_model in models.items():
-        checks.append(looked(step, open_model()))
+    for step, one in steps.items():
+        checks.append(shared.checked(one, step, watched_by, partial(look, step, one)))
         done(checks[-1])
-    return Curve(checks, choose(checks, models.keys()))
+    return Curve(checks, choose(checks, steps.keys()))
 
 
 def _digest(facts: Any) -> str:

@@ -150,7 +150,7 @@ def audit(
     console = plain_console()
     model = load_base_on(console, name, device, PRECISIONS[mixed_precision], base_config)
     plan = plan_for(noun, name == TOYBOX, quick, seeds, wanted)
-    witnesses, names = find_witnesses(console, name, clip, encoder)
+    witnesses, names = find_witnesses(console, name, clip, encoder, model.device)
 
     from infusion.audit import Audit, opened
     from infusion.latents import square
@@ -169,9 +169,7 @@ def audit(
             found = [*found, _infusion(console, model, concept, work_dir)]
         audited = _audited(console, shared, found, open_model)
     except KeyboardInterrupt:
-        console.print(
-            f"Interrupted. Sets of pictures that were whole are kept in {work_dir}; the same command goes on."
-        )
+        console.print(f"Interrupted. What was whole by then is kept in {work_dir}; the same command goes on.")
         raise typer.Exit(_INTERRUPTED) from None
     _write(console, audited, curve, page, json_path)
     exceeded = [
@@ -301,7 +299,7 @@ def _curve(
     from infusion.audit import by_step, curve
     from infusion.encoders import load_clip, load_image_encoder
     from infusion.report import format_seconds
-    from infusion.stopping import SelfCheck
+    from infusion.stopping import SelfCheck, looked_with
     from infusion.terminal import progress_bar
 
     base = shared.reference.base
@@ -317,7 +315,7 @@ def _curve(
             seen = f"step {check.step}: learnt {check.learnt:.2f}, followed {check.followed:.2f}"
             advance(done, len(steps), f"{seen}, {format_seconds(left)} left" if left else seen)
 
-        found = curve(rule, {step: partial(open_model, one) for step, one in steps.items()}, told)
+        found = curve(shared, steps, open_model, rule, looked_with(*encoders), told)
     kept, last = steps[found.kept.step], list(steps.values())[-1]
     console.print(f"The checkpoint to keep: step {found.kept.step}, {kept.found.path}.")
     return found, [kept] if kept is last else [kept, last]

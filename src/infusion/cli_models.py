@@ -8,6 +8,7 @@ import typer
 from infusion.errors import UserError, nearest
 
 if TYPE_CHECKING:
+    import torch
     from rich.console import Console
 
     from infusion.base import Base
@@ -62,7 +63,7 @@ def watching_encoders(base: str, clip: str | None, encoder: str | None) -> tuple
 
 
 def find_witnesses(
-    console: "Console", base: str, clip: str | None, encoder: str | None
+    console: "Console", base: str, clip: str | None, encoder: str | None, device: "torch.device"
 ) -> "tuple[Witnesses, dict[str, str | None]]":
     """Who looks at the pictures, and their names."""
     from infusion.encoders import load_clip, load_image_encoder
@@ -75,4 +76,4 @@ def find_witnesses(
     console.print(f"Loading {' and '.join(dict.fromkeys([clip, encoder]))} ...")
     judges = load_judges(_TOYBOX_JUDGES) if toybox else None
     names = {"clip": clip, "encoder": encoder, "judges": _TOYBOX_JUDGES if toybox else None}
-    return Witnesses(load_clip(clip), load_image_encoder(encoder), judges), names
+    return Witnesses(load_clip(clip, device), load_image_encoder(encoder, device), judges), names

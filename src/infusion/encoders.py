@@ -110,7 +110,8 @@ class Clip:
 
 
 def _in_parts(features: Callable[[Any], Tensor], parts: Sequence[Any]) -> Tensor:
-    return F.normalize(torch.cat([features(part) for part in parts]), dim=-1)
+    """Features stay with the processor: all that is done with them is small."""
+    return F.normalize(torch.cat([features(part).cpu() for part in parts]), dim=-1)
 
 
 def load_clip(name_or_path: str | Path, device: str | torch.device = "cpu") -> Clip:

@@ -100,7 +100,7 @@ class SelfCheck:
 
     def _told(self, images: Tensor) -> float:
         """Probability of a picture's own prompt among all prompts, mean over pictures."""
-        logits = self.clip.model.logit_scale.exp() * self.clip.encode_images(images) @ self.texts.T
+        logits = self.clip.model.logit_scale.exp().item() * self.clip.encode_images(images) @ self.texts.T
         own = torch.arange(len(PROMPTS)).repeat_interleave(len(_SEEDS))
         return torch.softmax(logits, dim=1)[torch.arange(len(own)), own].mean().item()
 
