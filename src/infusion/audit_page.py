@@ -132,12 +132,23 @@ def _statement(found: Audited) -> str:
 
 def _entries(found: Audited, names: Sequence[str]) -> list[Entry]:
     measured = [(name, figure) for name in names if (figure := found.figure(name))]
-    return [_entry(measure_of(name), figure, found.beside(name), name in found.nulls) for name, figure in measured]
+    return [_entry(measure_of(name), figure, found.beside(name), _against(found, name)) for name, figure in measured]
 
 
-def _entry(measure: Measure, figure: Figure, beside: float | None, is_null: bool) -> Entry:
-    against = f"{'other seeds' if is_null else 'base model'} {format_number(beside)}" if beside is not None else ""
-    against += ", real pictures 1" if measure.name == "identity" else ""
+def _against(found: Audited, name: str) -> str:
+    """What a measure is held against, in words."""
+    beside, chance = found.beside(name), found.own.chances.get(name)
+    against = []
+    if beside is not None:
+        against.append(f"{'other seeds' if name in found.nulls else 'base model'} {format_number(beside)}")
+    if name == "identity":
+        against.append("real pictures 1")
+    if chance is not None:
+        against.append(f"p = {chance:.4f}")
+    return ", ".join(against)
+
+
+def _entry(measure: Measure, figure: Figure, beside: float | None, against: str) -> Entry:
     known = math.isfinite(figure.low)
     interval = (
         "" if not known else "no spread" if figure.low == figure.high else format_figure(figure).partition(" ")[2][1:-1]
