@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 from test_audit_page import CHANCES, MEASURED, evaluated
 
 from infusion.audit_page import render_audit
@@ -56,6 +57,7 @@ def test_no_copy_among_a_few_pictures_rules_out_little():
     ("figure", "word"),
     [
         (Figure(1.3, 1.1, 1.5, 2), "More than learnt"),
+        (Figure(1.1, 0.9, 1.3, 2), "Yes"),
         (Figure(0.2, -0.1, 0.4, 2), "Cannot tell"),
         (Figure(-0.2, -0.3, -0.1, 2), "No"),
         (Figure(0.05, 0.01, 0.09, 2), "No"),
@@ -72,6 +74,9 @@ def test_prompts_are_held_against_the_base_models_own():
     less = Figure(0.8, 0.7, 0.85, 2)
     assert words(evaluated(facts=less))["followed"] == "Less than before"
     assert words(evaluated(facts=less, base_facts=0.8))["followed"] == "Cannot tell", "of the same pictures as many"
+    uneven = evaluated(facts=less)
+    uneven = replace(uneven, own=replace(uneven.own, followed=torch.tensor([0.7, 0.7, 0.9, 0.9])))
+    assert words(uneven)["followed"] == "Cannot tell", "one prompt may be less followed by chance"
     for wide in (Figure(0.45, 0.2, 0.92, 2), Figure(0.9, math.nan, math.nan, 1)):
         assert words(evaluated(facts=wide, base_facts=wide.value))["followed"] == "Cannot tell"
     assert "45% (20% to 92%)" in sentence(evaluated(facts=Figure(0.45, 0.2, 0.92, 2)), "followed")
@@ -200,3 +205,4 @@ def test_a_leak_that_cannot_be_told_is_not_called_absent():
     for leak, word in ((Figure(0.2, -0.05, 0.45, 2), "Cannot tell"), (Figure(0.0, -0.05, 0.05, 2), "No sign")):
         found = evaluated(lfd_s3=moved, class_leak=leak)
         assert words(found)["leaked"] == word and "(−0.0500 to" in sentence(found, "leaked")
+    assert words(evaluated(lfd_s3=moved, class_leak=Figure(0.05, 0.01, 0.09, 2)))["leaked"] == "No sign"

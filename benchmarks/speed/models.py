@@ -50,7 +50,9 @@ class Size:
 
 SIZES = {
     "tiny": Size(64, 0.1),
+    "quarter-128": Size(128, 0.25),
     "quarter": Size(256, 0.25),
+    "quarter-512": Size(512, 0.25),
     "sd15": Size(512),
     "sdxl": Size(1024, is_xl=True),
 }

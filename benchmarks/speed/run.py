@@ -3,6 +3,7 @@
     python benchmarks/speed/run.py training --model quarter --dtype fp32 --scripts DIR
     python benchmarks/speed/run.py start --model quarter --scripts DIR
     python benchmarks/speed/run.py sampling --model quarter --batch-size 8
+    python benchmarks/speed/run.py growth --model toybox --batch-size 8
     python benchmarks/speed/run.py concepts --model quarter
     python benchmarks/speed/run.py command-line
     python benchmarks/speed/run.py training --model sd15 --dtype bf16 --batch-size 16 --device cuda
@@ -55,7 +56,7 @@ def training_rows(given: argparse.Namespace) -> list[Row]:
 
 
 def sampling_rows() -> list[Row]:
-    plain, named = {"concept": False}, {"concept": True}
+    plain, named = {"concepts": 0}, {"concepts": 1}
     reference = Row("diffusers pipeline", "pipeline", plain)
     return [
         reference,
@@ -64,6 +65,19 @@ def sampling_rows() -> list[Row]:
         Row("customized pipeline, a concept", "pipeline", named),
         _again(reference),
     ]
+
+
+def growth_rows(batch_size: int) -> list[Row]:
+    """A batch of pictures, with ever more concepts in a prompt, and with ever more prompts in the batch."""
+    reference = Row("no concept", "generation", {"concepts": 0})
+    counts = [1, 2, 4, 8]
+    in_one = [Row(f"{number} in a prompt", "generation", {"concepts": number}) for number in counts]
+    prompts = [
+        Row(f"{number} prompts, each its own concept", "generation", {"concepts": number, "prompts": number})
+        for number in counts[1:]
+        if number <= batch_size
+    ]
+    return [reference, *in_one, *prompts, _again(reference)]
 
 
 def write_pictures(work: Path, side_px: int) -> dict[str, str]:
@@ -103,7 +117,7 @@ def facts(given: argparse.Namespace) -> dict[str, Any]:
     of_sampling = {"sampler steps": given.sampler_steps, "guidance scale": given.guidance_scale}
     return {
         **(of_model if given.comparison != "command-line" else {}),
-        **(of_sampling if given.comparison == "sampling" else {}),
+        **(of_sampling if given.comparison in ("sampling", "growth") else {}),
         "device": torch.cuda.get_device_name(given.device) if on_cuda else f"CPU ({platform.machine()})",
         "vector units": torch.backends.cpu.get_cpu_capability(),
         "threads": ENVIRONMENT["OMP_NUM_THREADS"],
@@ -139,6 +153,13 @@ def start(given: argparse.Namespace, told: Told) -> Found:
 def sampling(given: argparse.Namespace, told: Told) -> Found:
     """A batch of pictures, beside the plain diffusers pipeline."""
     rows = sampling_rows()
+    measured = take_turns(rows, told, given.logs, given.steps, given.repeats)
+    return result(f"{given.batch_size} pictures", measured, [rows[0].name], rows[0].name + _AGAIN, given.unit)
+
+
+def growth(given: argparse.Namespace, told: Told) -> Found:
+    """A batch of pictures with ever more concepts and prompts in it."""
+    rows = growth_rows(given.batch_size)
     measured = take_turns(rows, told, given.logs, given.steps, given.repeats)
     return result(f"{given.batch_size} pictures", measured, [rows[0].name], rows[0].name + _AGAIN, given.unit)
 
@@ -185,7 +206,7 @@ def _ran(words: Sequence[str]) -> dict[str, float]:
     return {"cpu": used.ru_utime + used.ru_stime, "wall": wall, "peak_bytes": used.ru_maxrss * 1024}
 
 
-COMPARISONS = {"training": training, "start": start, "sampling": sampling, "concepts": concepts}
+COMPARISONS = {"training": training, "start": start, "sampling": sampling, "growth": growth, "concepts": concepts}
 COMPARISONS |= {"command-line": command_line}
 
 

@@ -112,9 +112,9 @@ def diffusers_script(turns: Turns, told: dict[str, Any]) -> None:
     launch(Path(told["scripts"]) / script, words)
 
 
-def _any_adapter(base: Base, told: dict[str, Any]) -> Adapter:
+def _any_adapter(base: Base, told: dict[str, Any], name: str = NAME) -> Adapter:
     """A concept of random residuals."""
-    adapter = Infusion().adapter(base, load_concept(told["pictures_and_masks"], CLASS_NOUN, NAME))
+    adapter = Infusion().adapter(base, load_concept(told["pictures_and_masks"], CLASS_NOUN, name))
     torch.manual_seed(0)
     for parameter in adapter.parameters():
         parameter.data.normal_(std=0.01)
@@ -122,15 +122,17 @@ def _any_adapter(base: Base, told: dict[str, Any]) -> Adapter:
 
 
 def generation(turns: Turns, told: dict[str, Any]) -> None:
-    """Pictures by `infusion.generate`, with a concept or without."""
+    """Pictures by `infusion.generate`, with no concept, some in one prompt, or one in each of some prompts."""
     base = _base(told)
-    adapters = [_any_adapter(base, told)] if told["concept"] else []
-    prompt = f"a <{NAME}> on the beach" if adapters else f"a {CLASS_NOUN} on the beach"
-    seeds = range(told["batch_size"])
+    names = [f"{NAME}-{number}" for number in range(told["concepts"])]
+    adapters = [_any_adapter(base, told, name) for name in names]
+    subjects = [f"a <{name}>" for name in names] or [f"a {CLASS_NOUN}"]
+    prompts = subjects if "prompts" in told else [" and ".join(subjects)]
+    seeds = range(told["batch_size"] // len(prompts))
     while True:
         generate(
             base,
-            prompt,
+            [f"{prompt} on the beach" for prompt in prompts],
             adapters,
             seeds,
             num_inference_steps=told["sampler_steps"],
@@ -146,7 +148,7 @@ def pipeline(turns: Turns, told: dict[str, Any]) -> None:
 
     pipe = DiffusionPipeline.from_pretrained(told["model_dir"], dtype=_DTYPES[told["dtype"]]).to(told["device"])
     prompt = f"a {CLASS_NOUN} on the beach"
-    if told["concept"]:
+    if told["concepts"]:
         base = Base.from_pipeline(pipe)
         path = Path(told["work"]) / "any.safetensors"
         save_adapter(_any_adapter(base, told), path, base)
