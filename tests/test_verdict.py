@@ -12,7 +12,7 @@ from infusion.audit_page import render_audit
 from infusion.errors import UserError
 from infusion.intervals import Figure
 from infusion.stopping import Check
-from infusion.verdict import AXES, Audited, Curve, Limit, answers, axis_figure, parse_limit, to_json
+from infusion.verdict import AXES, Audited, Curve, Limit, answers, axis_figure, format_number, parse_limit, to_json
 
 QUESTIONS = ("learnt", "followed", "leaked", "moved", "confined", "copied")
 
@@ -202,7 +202,20 @@ def test_a_divergence_of_the_base_itself_is_no_movement():
 
 def test_a_leak_that_cannot_be_told_is_not_called_absent():
     moved = Figure(0.04, 0.03, 0.05, 2)
-    for leak, word in ((Figure(0.2, -0.05, 0.45, 2), "Cannot tell"), (Figure(0.0, -0.05, 0.05, 2), "No sign")):
+    for leak, word in ((Figure(0.06, -0.05, 0.17, 2), "Cannot tell"), (Figure(0.0, -0.05, 0.05, 2), "No sign")):
         found = evaluated(lfd_s3=moved, class_leak=leak)
         assert words(found)["leaked"] == word and "(−0.0500 to" in sentence(found, "leaked")
     assert words(evaluated(lfd_s3=moved, class_leak=Figure(0.05, 0.01, 0.09, 2)))["leaked"] == "No sign"
+    assert words(evaluated(lfd_s3=moved, class_diversity=Figure(0.9, 0.7, 1.1, 2)))["leaked"] == "No sign"
+
+
+def test_figures_are_told_as_a_person_reads_them():
+    assert [format_number(value) for value in (0, 5e-10, 0.5, -0.0123, 3e-6)] == [
+        "0",
+        "<1e−9",
+        "0.500",
+        "−0.0123",
+        "3e−6",
+    ]
+    sure = evaluated(facts=Figure(1.0, 1.0, 1.0, 2))
+    assert "Judges see 100% of what" in sentence(sure, "followed"), "no interval where there is no spread"
