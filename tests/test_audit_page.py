@@ -180,3 +180,7 @@ def test_what_is_drawn_from_the_words_alone_stands_beside_what_it_repeats():
     html = render_audit(found)
     assert "From its words alone" in html and "4 of 4 are nearer than 0.500 to a training picture" in html
     assert "From its words alone" not in render_audit(evaluated(pictures=False))
+    assert found.recalled is not None
+    apart = found.recalled.found._replace(distance=torch.tensor([0.3, 0.1, 0.4, 0.2]))
+    html = render_audit(replace(found, recalled=found.recalled._replace(found=apart)))
+    assert re.findall(r"distance ([\d.]+)", html) == ["0.100", "0.200", "0.300", "0.400"]

@@ -32,6 +32,15 @@ def test_one_lucky_check_is_not_chosen():
     assert choose(checks, {0, 3, 6}).step == 3, "those without a state only count as neighbours"
 
 
+@pytest.mark.parametrize("scores", [[0.5, 0.55, 0.5, 0.3, 0.74], [0.74, 0.3, 0.5, 0.55, 0.5]])
+def test_an_end_is_not_chosen_for_having_one_neighbour(scores):
+    """Of two values by chance the mean is higher more often than that of three."""
+    checks = [check(step, score) for step, score in enumerate(scores)]
+    assert scores[choose(checks, range(5)).step] == 0.55
+    rising = [check(step, score) for step, score in enumerate([0.1, 0.3, 0.5, 0.6, 0.7])]
+    assert choose(rising, range(5)).step == 4
+
+
 class Training:
     """A training whose adapter holds the number of the step."""
 
