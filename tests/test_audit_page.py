@@ -104,7 +104,7 @@ def test_the_page_is_one_file_and_escapes_what_is_typed():
 
 def test_every_figure_is_on_the_page_with_what_it_is_held_against():
     html = render_audit(evaluated())
-    assert "base model 0, real pictures 1" in html and "other seeds 0.250, p = 0.4000" in html
+    assert "base model 0, real pictures 1" in html and "other seeds 0.250, p\u00a0=\u00a00.4000" in html
     assert "0.100 to 0.300" in html
     assert (
         html.count('<dl class="measured">') == 7

@@ -144,7 +144,7 @@ def _against(found: Audited, name: str) -> str:
     if name == "identity":
         against.append("real pictures 1")
     if chance is not None:
-        against.append(f"p = {chance:.4f}")
+        against.append(f"p\u00a0=\u00a0{chance:.4f}")
     return ", ".join(against)
 
 
