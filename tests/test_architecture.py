@@ -29,7 +29,7 @@ ROWS = [
     {"segmenter"},
     {"prompts", "encoders", "judging", "model_card"},
     {"concept_list"},
-    {"concept", "settings", "toybox"},
+    {"concept", "recipes", "settings", "toybox"},
     {"concept_folder", "picture_files"},
     {"metadata"},
     {"files", "hub", "intervals", "launch", "measures", "terminal"},

@@ -16,7 +16,7 @@ _HOMES = {
     "Infusion": "methods",
     "Adapter": "methods",
     "subject_masks": "masks",
-    "TrainingSettings": "training",
+    "TrainingSettings": "recipes",
     "train": "training",
     "Job": "training_together",
     "train_together": "training_together",

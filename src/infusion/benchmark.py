@@ -51,6 +51,7 @@ from infusion.evaluation import (
 from infusion.files import whole_file
 from infusion.methods import METHODS, Adapter, Method
 from infusion.metrics import check_wanted
+from infusion.recipes import TrainingSettings
 from infusion.settings import from_mapping, parse
 from infusion.toybox.concepts import concept_pictures
 from infusion.toybox.judges import judges_dir, load_judges
@@ -64,7 +65,7 @@ from infusion.toybox.scene import (
     concept_scene,
 )
 from infusion.toybox.scene import individual as one_individual
-from infusion.training import Diverged, TrainingSettings, train
+from infusion.training import Diverged, train
 from infusion.two_concepts import measure_pair
 from infusion.validity import collapse_where_known, null_ranks
 

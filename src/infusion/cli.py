@@ -506,8 +506,8 @@ def merged_settings(flags: dict[str, Any], assignments: Sequence[str], config: P
 def _settings(flags: dict[str, Any], assignments: Sequence[str], config: Path | None) -> Any:
     """The method and the training settings, from all that was given."""
     from infusion.methods import METHODS
+    from infusion.recipes import TrainingSettings
     from infusion.settings import parse
-    from infusion.training import TrainingSettings
 
     names = {"method", *(field.name for cls in _classes_with_flags() for field, _ in _fields(cls))}
     given = {name: value for name, value in flags.items() if name in names}
@@ -519,25 +519,24 @@ def _settings(flags: dict[str, Any], assignments: Sequence[str], config: Path | 
 
 def _classes_with_flags() -> tuple[type[Any], ...]:
     """Whose settings have flags; those that only another method has are given by --set."""
-    from infusion.methods import METHODS
-    from infusion.training import TrainingSettings
+    from infusion.recipes import METHOD_SETTINGS, TrainingSettings
 
-    return METHODS[_DEFAULT_METHOD], TrainingSettings
+    return METHOD_SETTINGS[_DEFAULT_METHOD], TrainingSettings
 
 
 def _explained_settings(flags: set[str | None]) -> tuple[dict[str, str], str]:
     """What the settings with flags say of themselves, by name; and which others every method has."""
-    from infusion.methods import METHODS
+    from infusion.recipes import METHOD_SETTINGS
     from infusion.settings import allowed
 
-    fields_of = {name: [field.name for field, _ in _fields(method)] for name, method in METHODS.items()}
+    fields_of = {name: [field.name for field, _ in _fields(method)] for name, method in METHOD_SETTINGS.items()}
     shared = set.intersection(*(set(names) for names in fields_of.values()))
-    explained = {"method": f"How it is learnt: {', '.join(METHODS)}. [default: {_DEFAULT_METHOD}]"}
+    explained = {"method": f"How it is learnt: {', '.join(METHOD_SETTINGS)}. [default: {_DEFAULT_METHOD}]"}
     for cls in _classes_with_flags():
         for field, hint in _fields(cls):
             about = field.metadata["help"].rstrip(".")
             about += "" if hint in (str, bool) else f"; {allowed(field, hint)}"
-            of_method = cls in METHODS.values()
+            of_method = cls in METHOD_SETTINGS.values()
             only = f" Of {_DEFAULT_METHOD} only." if of_method and field.name not in shared else ""
             others = "; other methods have their own" if of_method and field.name in shared else ""
             explained[field.name] = f"{about}.{only} [default: {field.default}{others}]"

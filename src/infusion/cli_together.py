@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from infusion.concept import Concept
     from infusion.concept_list import Listed
     from infusion.methods import Method
-    from infusion.training import Progress, TrainingSettings
+    from infusion.recipes import TrainingSettings
+    from infusion.training import Progress
     from infusion.training_together import Job
 
 _OF_ONE = ("name", "masks", "page", "preview_steps", "clip", "encoder", "report_to")

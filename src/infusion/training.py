@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from infusion.masks import SubjectMask, subject_masks
 from infusion.methods import Adapter
 from infusion.pipeline import sample_prompts
 from infusion.prompts import class_prompt
-from infusion.settings import setting, validate
+from infusion.recipes import TrainingSettings
 
 _HALF_PRECISION_LOSS_SCALE = 1024.0
 _LEARNING_RATE_SHARES = {
@@ -32,23 +32,6 @@ _LEARNING_RATE_SHARES = {
     "linear": lambda done: 1.0 - done,
     "cosine": lambda done: 0.5 + 0.5 * math.cos(math.pi * done),
 }
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How a method's adapter is trained; what is learned, how fast and how long stands in the method."""
-
-    train_batch_size: int = setting(4, help="Pictures per step.", minimum=1)
-    gradient_accumulation_steps: int = setting(1, help="Batches per optimiser step.", minimum=1)
-    lr_scheduler: Literal["constant", "linear", "cosine"] = setting(
-        "constant", help="How the learning rate runs over the steps; linear and cosine end at zero."
-    )
-    flip: bool = setting(True, help="Also train on mirror images; turn off for subjects with a left and a right.")
-    seed: int = setting(0, help="Everything random in training follows from it.", minimum=0)
-    checkpointing_steps: int = setting(100, help="Steps between checkpoints, from which training resumes.", minimum=1)
-
-    def __post_init__(self) -> None:
-        validate(self)
 
 
 class Diverged(UserError):

@@ -16,11 +16,11 @@ from infusion.concept import Concept
 from infusion.dataset import Batch
 from infusion.errors import UserError
 from infusion.methods import Adapter
+from infusion.recipes import TrainingSettings
 from infusion.training import (
     Drawn,
     Learner,
     Progress,
-    TrainingSettings,
     diverged,
     finite_gradients,
     loss_scale,

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -15,8 +14,8 @@ from infusion.base.model import Base
 from infusion.base.token_vectors import ALL_LAYERS, TextReader, TokenVectors
 from infusion.base.vocabulary import sentence_ends
 from infusion.errors import UserError
-from infusion.methods.method import Adapter, PriorPreservingMethod, embeddings_of, load_tensors
-from infusion.settings import setting
+from infusion.methods.method import Adapter, Method, embeddings_of, load_tensors
+from infusion.recipes import CustomDiffusionSettings
 
 if TYPE_CHECKING:
     from infusion.concept import Concept
@@ -25,19 +24,14 @@ _VECTORS = "rare_token_vectors"
 _LIKE_STATES = 1e-3  # singular value, as a share of the largest, below which states are taken to be alike
 
 
-@dataclass(frozen=True)
-class CustomDiffusion(PriorPreservingMethod):
+class CustomDiffusion(CustomDiffusionSettings, Method):
     """W_k and W_v of every cross-attention, and the embedding of a rare token before the class noun.
 
-    Defaults: the paper's steps and its learning rate after scaling. Its scale augmentation is left out; prior
-    preservation uses pictures that the base draws, where the paper retrieves real ones.
+    The paper's scale augmentation is left out; prior preservation uses pictures that the base draws, where the paper
+    retrieves real ones.
     """
 
-    name: ClassVar[str] = "custom-diffusion"
     paper: ClassVar[str] = "arXiv 2212.04488"
-
-    learning_rate: float = setting(8e-5, help="AdamW's learning rate.", above=0)
-    max_train_steps: int = setting(250, help="Optimiser steps.", minimum=1)
 
     def adapter(self, base: Base, concept: "Concept") -> "CustomDiffusionAdapter":
         return CustomDiffusionAdapter(self, concept.name, concept.class_noun, base)

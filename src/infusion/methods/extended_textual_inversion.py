@@ -1,7 +1,6 @@
 """P+ / XTI: embeddings of the words that name the concept, a set for each cross-attention layer (2303.09522)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from infusion.base.model import Base
 from infusion.base.token_vectors import TokenVectors
 from infusion.errors import UserError
 from infusion.methods.method import Adapter, Method, embeddings_of, load_tensors
-from infusion.settings import setting
+from infusion.recipes import ExtendedTextualInversionSettings
 
 if TYPE_CHECKING:
     from infusion.concept import Concept
@@ -19,14 +18,10 @@ if TYPE_CHECKING:
 _SUFFIX = ".token_vectors"
 
 
-@dataclass(frozen=True)
-class ExtendedTextualInversion(Method):
-    """Every cross-attention layer reads the prompt with words of its own. Defaults: the paper's 500 steps at 5e-3."""
+class ExtendedTextualInversion(ExtendedTextualInversionSettings, Method):
+    """Every cross-attention layer reads the prompt with words of its own."""
 
-    name: ClassVar[str] = "xti"
     paper: ClassVar[str] = "arXiv 2303.09522"
-
-    learning_rate: float = setting(5e-3, help="AdamW's learning rate.", above=0)
 
     def adapter(self, base: Base, concept: "Concept") -> "ExtendedTextualInversionAdapter":
         return self._fresh(base, concept.name, concept.class_noun)

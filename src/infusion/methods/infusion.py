@@ -1,9 +1,8 @@
 """Infusion: one learned vector per cross-attention layer, added to the value at the concept's tokens (2404.14007)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +11,8 @@ from infusion.base.families import TextLayer
 from infusion.base.model import Base
 from infusion.base.streams import ValueResiduals
 from infusion.errors import UserError
-from infusion.methods.method import MASKED_LOSS_HELP, Adapter, Method, load_tensors
-from infusion.settings import setting
+from infusion.methods.method import Adapter, Method, load_tensors
+from infusion.recipes import InfusionSettings
 
 if TYPE_CHECKING:
     from infusion.concept import Concept
@@ -22,35 +21,11 @@ _VALUE, _KEY = ".value_residual", ".key_residual"
 _NAMED_LAYERS = {"all": "*", "down": "down_blocks.*", "mid": "mid_block.*", "up": "up_blocks.*"}
 
 
-@dataclass(frozen=True)
-class Infusion(Method):
-    """Settings of the method. The published recipe: all layers, dual streams, AdamW at 0.01, 500 steps."""
+class Infusion(InfusionSettings, Method):
+    """Value residuals, and whose attention maps they act on."""
 
-    name: ClassVar[str] = "infusion"
     paper: ClassVar[str] = "arXiv 2404.14007"
     trains_together: ClassVar[bool] = True
-
-    masked_loss: bool = setting(True, help=MASKED_LOSS_HELP)
-    layers: str = setting(
-        "all",
-        help="Which cross-attention layers learn a residual: all, down, mid, up, or patterns of module paths "
-        'separated by commas, such as "up_blocks.2.*,up_blocks.3.*".',
-    )
-    streams: Literal["dual", "single", "mixed"] = setting(
-        "dual",
-        help="Whose attention maps the customized rows use: the foundation's (dual), their own (single), or, in "
-        "training, the foundation's for a random share of the rows (mixed).",
-    )
-    mixing_probability: float = setting(
-        0.5,
-        help="Share of training rows that borrow the foundation's maps when streams is mixed.",
-        minimum=0,
-        maximum=1,
-    )
-
-    keys: bool = setting(
-        False, help="Also learn a residual for the keys, as the authors' code does where xformers is installed."
-    )
 
     @property
     def notes(self) -> tuple[str, ...]:

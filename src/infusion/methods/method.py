@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from infusion.base.customization import Edit
 from infusion.base.model import Base
 from infusion.errors import UserError
-from infusion.settings import setting, validate
+from infusion.recipes import MethodSettings
 
 if TYPE_CHECKING:
     from infusion.concept import Concept
@@ -77,43 +76,23 @@ class Adapter(nn.Module, ABC):
         """How this adapter changes its base."""
 
 
-MASKED_LOSS_HELP = "Learn the subject only, and nothing of what is around it."
+class Method(MethodSettings, ABC):
+    """A recipe: settings, which are declared in `recipes.py`, and the adapters that follow from them.
 
-
-@dataclass(frozen=True)
-class Method(ABC):
-    """A recipe: a frozen dataclass of settings.
-
-    Two settings of training are the method's own: `masked_loss`, whether only the subject is learnt, and
-    `prior_preservation_weight`, how much pictures of the class that the base draws itself count beside the concept's.
     composes: whether several of its concepts can stand in one prompt. diffusers_loader: where a stock diffusers
     pipeline reads the file, the name of its method for that. trains_together: whether rows of a batch can each be
     customized by a concept of their own, untouched by the others', so that several are trained at a time.
     """
 
-    name: ClassVar[str]
     paper: ClassVar[str]
     composes: ClassVar[bool] = True
     diffusers_loader: ClassVar[str | None] = None
     trains_together: ClassVar[bool] = False
-    prior_preservation_weight: ClassVar[float] = 0.0
-    num_class_images: ClassVar[int] = 0
-
-    learning_rate: float = setting(0.01, help="AdamW's learning rate.", above=0)
-    max_train_steps: int = setting(500, help="Optimiser steps.", minimum=1)
-    masked_loss: bool = setting(False, help=MASKED_LOSS_HELP)
-
-    def __post_init__(self) -> None:
-        validate(self)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a page of its pictures should say of what can be learnt."""
         return ()
-
-    def words(self, class_noun: str) -> str:
-        """What the text model reads where a prompt names the concept: by default the class noun."""
-        return class_noun
 
     @abstractmethod
     def adapter(self, base: Base, concept: "Concept") -> Adapter:
@@ -134,28 +113,6 @@ class Method(ABC):
         By default the method's edits simply add up.
         """
         return adapters
-
-
-@dataclass(frozen=True)
-class RareTokenMethod(Method):
-    """A method whose prompts name the concept by a word that means little, and the class noun: "sks cat"."""
-
-    rare_token: str = setting("sks", help="The word before the class noun that stands for the concept.")
-
-    def words(self, class_noun: str) -> str:
-        return f"{self.rare_token} {class_noun}"
-
-
-@dataclass(frozen=True)
-class PriorPreservingMethod(RareTokenMethod):
-    """A method that trains pictures of the class beside the concept's: constants elsewhere are settings here."""
-
-    prior_preservation_weight: float = setting(  # type: ignore[misc]
-        1.0, help="How much pictures of the class that the base draws count in the loss; 0 is without.", minimum=0
-    )
-    num_class_images: int = setting(  # type: ignore[misc]
-        200, help="Pictures of the class that the base draws for prior preservation.", minimum=1
-    )
 
 
 def together(base: Base, adapters: Sequence[Any]) -> Sequence[Any]:

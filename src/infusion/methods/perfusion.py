@@ -1,7 +1,6 @@
 """Perfusion: a word, and gated rank-one edits of values under locked keys (Tewel et al., arXiv 2305.01644)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,8 +14,8 @@ from infusion.base.edits import bare
 from infusion.base.model import Base
 from infusion.base.token_vectors import ALL_LAYERS, TextReader, TokenVectors
 from infusion.errors import UserError
-from infusion.methods.method import MASKED_LOSS_HELP, Adapter, Method, embeddings_of, load_tensors
-from infusion.settings import setting
+from infusion.methods.method import Adapter, Method, embeddings_of, load_tensors
+from infusion.recipes import PerfusionSettings
 
 if TYPE_CHECKING:
     from infusion.concept import Concept
@@ -27,8 +26,7 @@ _INPUTS = ("concept_input", "concept_direction", "class_input")
 _EMA = 0.99
 
 
-@dataclass(frozen=True)
-class Perfusion(Method):
+class Perfusion(PerfusionSettings, Method):
     """Keys stay those of the class noun; the value at the concept's encoding i* moves to a learnt target o*.
 
     After the formulas of reimplementations, as no official code is public, and in residual form: where those replace
@@ -40,17 +38,7 @@ class Perfusion(Method):
     gated edits of several concepts simply add up: the paper's orthogonal basis, which keeps them apart, is left out.
     """
 
-    name: ClassVar[str] = "perfusion"
     paper: ClassVar[str] = "arXiv 2305.01644"
-
-    learning_rate: float = setting(0.03, help="AdamW's learning rate for the targets of the values.", above=0)
-    max_train_steps: int = setting(400, help="Optimiser steps.", minimum=1)
-    masked_loss: bool = setting(True, help=MASKED_LOSS_HELP)
-    embedding_learning_rate: float = setting(0.006, help="AdamW's learning rate for the word.", above=0)
-    training_bias: float = setting(0.75, help="Similarity at which the gate is half open in training.")
-    training_temperature: float = setting(0.1, help="How soft the gate is in training.", above=0)
-    bias: float = setting(0.7, help="Similarity at which the gate is half open in drawing: higher is less concept.")
-    temperature: float = setting(0.15, help="How soft the gate is in drawing.", above=0)
 
     def adapter(self, base: Base, concept: "Concept") -> "PerfusionAdapter":
         adapter = PerfusionAdapter(self, concept.name, concept.class_noun, base).to(base.device)

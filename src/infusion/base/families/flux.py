@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import FluxPipeline
 from diffusers.models.transformers.transformer_flux import FluxAttention
 from torch import Tensor, nn
 
@@ -58,6 +57,8 @@ class Flux(Family):
         )
 
     def inputs(self, pipeline: Any, noisy_latents: Tensor, timesteps: Tensor, told: Conditioning) -> dict[str, Any]:
+        from diffusers import FluxPipeline  # which other families need not wait for
+
         rows, channels, height, width = noisy_latents.shape
         device, dtype = noisy_latents.device, noisy_latents.dtype
         guidance = told.guidance_scale
@@ -74,6 +75,8 @@ class Flux(Family):
         }
 
     def prediction(self, output: Tensor, noisy_latents: Tensor) -> Tensor:
+        from diffusers import FluxPipeline
+
         return FluxPipeline._unpack_latents(output, *noisy_latents.shape[2:], vae_scale_factor=1)
 
     def default_guidance_scale(self, pipeline: Any) -> float:
