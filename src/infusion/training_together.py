@@ -84,6 +84,11 @@ def _learner(base: Base, job: Job, others: Sequence[Job]) -> Learner:
             f"{method.name} changes the network for all rows of a batch, so that its concepts are trained one by one: "
             f"train <{name}> alone, or by infusion."
         )
+    if job.settings.foundation_reuse > 1:
+        raise UserError(
+            f"foundation_reuse = {job.settings.foundation_reuse} is for concepts that are trained one by one: leave it "
+            f"at 1, or train <{name}> alone."
+        )
     if any(other.adapter.concept_name == name for other in others):
         raise UserError(f'Two concepts that are trained together are called "{name}"; give one another name.')
     job.adapter.check_fits(base)
