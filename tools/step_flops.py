@@ -136,15 +136,16 @@ def general_form() -> Iterator[None]:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    print("| model | picture | form | forward | step | kept, MB | guided, plain | locked | released |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| model | picture | form | forward | step | two to a foundation | kept, MB | guided | locked | released |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for case in (SD15, SDXL):
         counted = Counted(case)
         for form, context in (("rank", ExitStack), ("general", general_form)):
             with context():
-                step, kept = counted.step(), kept_mb(case)
+                step, shared, kept = counted.step(), counted.step(foundation_reuse=2), kept_mb(case)
                 plain, locked, released = counted.guided()
-            costs = f"{counted.forward():.3f} | {step:.3f} | {kept:.0f} | {plain:.3f} | {locked:.3f} | {released:.3f}"
+            numbers = (counted.forward(), step, shared, kept, plain, locked, released)
+            costs = " | ".join(f"{number:.3f}" for number in numbers)
             print(f"| {case.model} | {case.size_px} px | {form} | {costs} |", flush=True)
 
 

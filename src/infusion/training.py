@@ -49,7 +49,7 @@ class TrainingSettings:
     checkpointing_steps: int = setting(100, help="Steps between checkpoints, from which training resumes.", minimum=1)
     foundation_reuse: int = setting(
         1,
-        help="Steps in a row on one batch, with one pass of the foundation; above 1 a step costs less and teaches less.",
+        help="Steps in a row on one batch, with one pass of the foundation: above 1 a step costs less, teaches less.",
         minimum=1,
     )
 
@@ -142,7 +142,8 @@ class Drawn:
 class Learner:
     """An adapter in training, from step to step: what it is shown, its optimiser and its checkpoint.
 
-    Arguments and errors are those of `train`; whoever has one makes the gradients.
+    Arguments and errors are those of `train`; whoever has one makes the gradients. loss_scale: what a loss is
+    multiplied by before its backward pass, so that small gradients outlast half precision.
     """
 
     def __init__(
@@ -158,6 +159,7 @@ class Learner:
     ) -> None:
         self.base = base
         self.adapter = adapter.eval()  # but for gradients
+        self.loss_scale = _HALF_PRECISION_LOSS_SCALE if base.dtype == torch.float16 else 1.0
         self.settings = settings = settings or TrainingSettings()
         if settings.foundation_reuse > 1:
             _check_foundation(base, adapter)
@@ -255,8 +257,7 @@ def _check_foundation(base: Base, adapter: Adapter) -> None:
 
 def _gradients(base: Base, learner: Learner, rows: Sequence[int]) -> Tensor:
     """Backward passes of one optimiser step, for some rows of its batches; returns their loss."""
-    scale = loss_scale(base)
-    adapter, method = learner.adapter, learner.adapter.method
+    adapter, method, scale = learner.adapter, learner.adapter.method, learner.loss_scale
     losses = []
     adapter.train()
     try:
@@ -275,11 +276,6 @@ def _gradients(base: Base, learner: Learner, rows: Sequence[int]) -> Tensor:
         adapter.eval()  # whoever draws between two steps sees what will be drawn in the end
     unscale(adapter, scale)
     return torch.stack(losses).sum()
-
-
-def loss_scale(base: Base) -> float:
-    """What a loss is multiplied by before its backward pass, so that small gradients outlast half precision."""
-    return _HALF_PRECISION_LOSS_SCALE if base.dtype == torch.float16 else 1.0
 
 
 def unscale(adapter: Adapter, scale: float) -> None:

@@ -120,6 +120,7 @@ class TwinStreams:
         self._layers = family.text_layers(network)
         edited = {path for residual in residuals for path in (*residual.vectors, *residual.key_vectors)}
         self._edited = [path for path in self._layers if path in edited]
+        self._network_trains = any(weight.requires_grad for weight in network.parameters())
         self._start = SharedStart()
         self._recording: _Plan | None = None
         self._replaying: _Plan | None = None
@@ -246,7 +247,7 @@ class TwinStreams:
         if not torch.is_grad_enabled():
             return True
         given = [value for value in inputs.values() if isinstance(value, Tensor)]
-        return not any(tensor.requires_grad for tensor in (*given, *self.network.parameters()))
+        return not (self._network_trains or any(tensor.requires_grad for tensor in given))
 
     def _in_rank_form(self, concepts: Collection[str]) -> list[str]:
         if any(self.residuals[concept].key_vectors for concept in concepts):
