@@ -10,7 +10,7 @@ counted; differences are taken within an individual, and intervals (Student's, 9
 
 import argparse
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -80,31 +80,40 @@ def followed(
     return {now.step: loss(base, adapter, judging) for now in training if now.step in at}
 
 
-def compared(individuals: Sequence[dict[str, Any]], steps: int, equal: dict[int, int]) -> dict[int, dict[str, Figure]]:
-    """By `foundation_reuse` what is left of the untrained loss, and how much more than with 1; equal: the steps with 1
-    that cost what `steps` do."""
-    left = {reuse: [one["loss"][reuse][steps] / one["untrained"] for one in individuals] for reuse in (1, *equal)}
-    told = {1: {"left": mean(left[1])}}
-    for reuse, fewer in equal.items():
-        cheaper = [one["loss"][1][fewer] / one["untrained"] for one in individuals]
-        told[reuse] = {
-            "left": mean(left[reuse]),
-            "more at equal steps": mean([b - a for a, b in zip(left[1], left[reuse], strict=True)]),
-            "more at equal arithmetic": mean([b - a for a, b in zip(cheaper, left[reuse], strict=True)]),
-        }
-    return told
+def compared(individuals: Sequence[Mapping[str, Any]], steps: int, equal: Mapping[int, int]) -> dict[int, list[Figure]]:
+    """By `foundation_reuse` how far the loss fell in `steps`, in units of how far it fell with 1: in as many steps, and
+    in those of `equal`, which cost the same."""
+
+    def fell(one: Mapping[str, Any], reuse: int, step: int) -> float:
+        return one["untrained"] - one["loss"][str(reuse)][str(step)]
+
+    return {
+        reuse: [mean([fell(one, reuse, steps) / fell(one, 1, of_1) for one in individuals]) for of_1 in (steps, fewer)]
+        for reuse, fewer in equal.items()
+    }
 
 
-def table(told: dict[int, dict[str, Figure]], cost: dict[int, float], equal: dict[int, int]) -> Iterator[str]:
-    yield "| foundation_reuse | arithmetic of a step | loss left | more than 1, equal steps | equal arithmetic |"
+def table(found: Mapping[str, Any], steps: int, cost: Mapping[int, float], equal: Mapping[int, int]) -> Iterator[str]:
+    head = [
+        "foundation_reuse",
+        "GFLOP of a step, a picture",
+        "of that with 1",
+        f"in {steps} steps learnt, of that with 1",
+    ]
+    yield "| " + " | ".join([*head, "the same at equal arithmetic"]) + " |"
     yield "|---|---|---|---|---|"
-    for reuse, figures in told.items():
-        cells = [f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})" for figure in figures.values()]
-        cells += [""] * (3 - len(cells))
-        if reuse in equal:
-            cells[-1] += f", {equal[reuse]} steps with 1"
-        of_step = f"{cost[reuse] / 1e9:.2f} GFLOP a picture, {cost[reuse] / cost[1]:.3f}"
-        yield f"| {reuse} | {of_step} | {' | '.join(cells)} |"
+    yield f"| 1 | {cost[1] / 1e9:.2f} | 1 | 1 | 1 |"
+    for reuse, figures in compared(found["individuals"], steps, equal).items():
+        as_many, as_dear = (f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})" for figure in figures)
+        price = f"{cost[reuse] / 1e9:.2f} | {cost[reuse] / cost[1]:.3f}"
+        yield f"| {reuse} | {price} | {as_many} | {as_dear}, {equal[reuse]} steps |"
+    yield f"\n{len(found['individuals'])} individuals. Learnt is how far the held-out loss fell."
+
+
+def made_before(path: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The individuals of an interrupted run, or of one of fewer."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return before["individuals"] if {name: before.get(name) for name in facts} == facts else []
 
 
 def main() -> None:
@@ -124,25 +133,32 @@ def main() -> None:
     concepts = {seed: concept_of(Individual(seed, individual(seed).class_noun)) for seed in seeds}
     cost = {reuse: flops(base, concepts[seeds[0]], method, settings) for reuse, settings in ways.items()}
     equal = {reuse: round(given.steps * cost[reuse] / cost[1]) for reuse in given.reuse}
-    found: list[dict[str, Any]] = []
+    path = given.output_dir / "reuse-toybox.json"
+    facts: dict[str, Any] = {"base": base.digest(), "steps": given.steps, "learning_rate": given.learning_rate}
+    facts |= {"rows": given.rows, "flops": {str(reuse): count for reuse, count in cost.items()}}
+    found = facts | {"individuals": made_before(path, facts)}
+    done = {one["individual"] for one in found["individuals"]}
     for seed, concept in concepts.items():
+        if seed in done:
+            continue
         judging = held_out(base, concept, seed, given.rows)
         losses = {}
         for reuse, settings in ways.items():
             at = {given.steps} if reuse > 1 else {given.steps, *equal.values()}
-            losses[reuse] = followed(base, concept, method, settings, judging, at)
+            losses[str(reuse)] = followed(base, concept, method, settings, judging, at)
         untrained = loss(base, method.adapter(base, concept), judging)
-        found.append({"individual": seed, "class_noun": concept.class_noun, "untrained": untrained, "loss": losses})
-        print(json.dumps(found[-1]), flush=True)
-    told = compared(found, given.steps, equal)
-    text = "\n".join(table(told, cost, equal)) + "\n"
-    facts: dict[str, Any] = {"base": "toybox", "steps": given.steps, "learning_rate": given.learning_rate}
-    facts |= {"rows": given.rows, "flops": cost, "steps_of_equal_arithmetic": equal, "individuals": found}
-    facts["figures"] = {reuse: {name: f._asdict() for name, f in figures.items()} for reuse, figures in told.items()}
-    for ending, content in (("json", json.dumps(facts, indent=1) + "\n"), ("md", text)):
-        with whole_file(given.output_dir / f"reuse-toybox.{ending}") as file:
-            file.write_text(content, encoding="utf-8")
-    print(text)
+        found["individuals"].append(
+            {"individual": seed, "class_noun": concept.class_noun, "untrained": untrained, "loss": losses}
+        )
+        text = json.dumps(found, indent=1) + "\n"
+        with whole_file(path) as file:
+            file.write_text(text, encoding="utf-8")
+        print(f"{seed} is done", flush=True)
+    found = json.loads(path.read_text(encoding="utf-8"))
+    lines = "\n".join(table(found, given.steps, cost, equal)) + "\n"
+    with whole_file(path.with_suffix(".md")) as file:
+        file.write_text(lines, encoding="utf-8")
+    print(lines)
 
 
 if __name__ == "__main__":
