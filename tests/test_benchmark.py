@@ -120,6 +120,13 @@ def test_the_digest_changes_with_what_it_depends_on_and_nothing_else(spec_path):
     assert len({before, *others}) == 6
 
 
+def test_what_older_results_depend_on_is_told_as_it_was_then(spec_path, monkeypatch):
+    """A setting that came later, at its default, makes no result anew."""
+    monkeypatch.setattr(benchmark, "_pictures_digest", lambda individual: "pictures")
+    cat, ground = Individual(40000, "cat"), Ground("base", "judges")
+    assert adapter_digest(load_specification(spec_path()), "infusion", cat, ground) == "85e1f3cd539b2375"
+
+
 def test_an_adapter_does_not_depend_on_what_is_measured(spec_path):
     cat, ground = Individual(40000, "cat"), Ground("base", "judges")
     spec, other = load_specification(spec_path()), load_specification(spec_path(**{"in the forest": "in the snow"}))

@@ -177,7 +177,7 @@ def main() -> None:
     wanted = {}
     for row, individual in [(row, one) for one in individuals for row in rows]:
         facts: list[Any] = [longer, every, PROMPTS, asdict(ground), asdict(spec.plan), asdict(individual)]
-        facts += [asdict(row.method), asdict(row.training)]
+        facts += [asdict(row.method), row.training.identity()]
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         wanted[arguments.output_dir / arguments.name / row.name / f"{individual.seed}-{key}.json"] = row, individual
     for path, (row, individual) in list(wanted.items())[part - 1 :: parts]:

@@ -317,7 +317,7 @@ def adapter_digest(spec: Specification, row_name: str, individual: Individual, g
     drawing, method = spec.plan.drawing, row.method_for(individual)
     facts: dict[str, Any] = {
         "base": ground.base,
-        "method": [method.name, asdict(method), asdict(row.training)],
+        "method": [method.name, asdict(method), row.training.identity()],
         "pictures": _pictures_digest(individual),
         "class_noun": individual.class_noun,
     }

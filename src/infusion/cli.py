@@ -164,6 +164,7 @@ def train(
     flip: Annotated[bool | None, typer.Option("--flip/--no-flip", show_default=False)] = None,
     seed: Setting = None,
     checkpointing_steps: Setting = None,
+    foundation_reuse: Setting = None,
     mixed_precision: Annotated[
         str,
         typer.Option(help="Precision of the frozen weights: no, fp16 or bf16; what is learnt stays in fp32."),

@@ -1,7 +1,7 @@
 """What a person says of a training -> settings of its method and of its steps; declared where no torch is needed."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
 
 from infusion.settings import setting, validate
 
@@ -20,9 +20,21 @@ class TrainingSettings:
     flip: bool = setting(True, help="Also train on mirror images; turn off for subjects with a left and a right.")
     seed: int = setting(0, help="Everything random in training follows from it.", minimum=0)
     checkpointing_steps: int = setting(100, help="Steps between checkpoints, from which training resumes.", minimum=1)
+    foundation_reuse: int = setting(
+        1,
+        help="Steps in a row on one batch, with one pass of the foundation: above 1 a step costs less, teaches less.",
+        minimum=1,
+    )
 
     def __post_init__(self) -> None:
         validate(self)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings by name, for digests; without what older digests do not know, as long as it changes nothing."""
+        facts = asdict(self)
+        if self.foundation_reuse == 1:
+            del facts["foundation_reuse"]
+        return facts
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from infusion.base import Base, Denoiser
 from infusion.base.frozen_convolutions import lean_convolutions
 from infusion.base.noise_schedule import training_target
+from infusion.base.streams import FoundationPass, ValueResiduals
 from infusion.checkpoint import Checkpoint
 from infusion.concept import Concept
 from infusion.dataset import Batch, TrainingSet, class_set, step_generator, training_set
@@ -76,7 +77,7 @@ def train(
 
     Raises:
         UserError: the batch cannot be shared evenly; the checkpoint belongs to another training, or cannot be written;
-            a caption lacks the concept.
+            a caption lacks the concept; the foundation is to be used again by a method that has none.
     """
     base.freeze()
     learner = Learner(base, adapter, concept, settings, checkpoint_path, masks, class_latents, crop)
@@ -100,18 +101,20 @@ class Drawn:
     """One batch of an adapter in training, and what is drawn beside it.
 
     borrows: [B] which rows take the foundation's queries; None for what the adapter's edits say. of_class: the batch of
-    prior preservation.
+    prior preservation. foundation: what the foundation gave for the batch, where several steps use it.
     """
 
     batch: Batch
     borrows: Tensor | None
     of_class: Batch | None
+    foundation: FoundationPass | None
 
 
 class Learner:
     """An adapter in training, from step to step: what it is shown, its optimiser and its checkpoint.
 
-    Arguments and errors are those of `train`; whoever has one makes the gradients.
+    Arguments and errors are those of `train`; whoever has one makes the gradients. loss_scale: what a loss is
+    multiplied by before its backward pass, so that small gradients outlast half precision.
     """
 
     def __init__(
@@ -127,7 +130,10 @@ class Learner:
     ) -> None:
         self.base = base
         self.adapter = adapter.eval()  # but for gradients
+        self.loss_scale = _HALF_PRECISION_LOSS_SCALE if base.dtype == torch.float16 else 1.0
         self.settings = settings = settings or TrainingSettings()
+        if settings.foundation_reuse > 1:
+            _check_foundation(base, adapter)
         if not adapter.method.masked_loss:
             masks = None
         elif masks is None:
@@ -141,6 +147,7 @@ class Learner:
         self.step = self._first_step = self._checkpoint.load()
         self._started = time.monotonic()
         self._between_steps = True
+        self._drawn: list[Drawn] = []
 
     @property
     def max_train_steps(self) -> int:
@@ -155,14 +162,22 @@ class Learner:
         """Of the last step."""
         return self._optimizer.param_groups[0]["lr"]
 
-    def draws(self) -> Iterator[Drawn]:
+    def draws(self) -> Sequence[Drawn]:
         """The batches of the next step; they follow from the seed and the step alone."""
-        generator = step_generator(self.settings.seed, self.step)
+        since_drawn = self.step % self.settings.foundation_reuse
+        if since_drawn == 0 or not self._drawn:
+            self._drawn = list(self._draw(self.step - since_drawn))
+        return self._drawn
+
+    def _draw(self, step: int) -> Iterator[Drawn]:
+        generator = step_generator(self.settings.seed, step)
         size = self.settings.train_batch_size
         for _ in range(self.settings.gradient_accumulation_steps):
             batch = self._data.batch(size, generator)
             borrows = self.adapter.draw_borrows(size, generator)
-            yield Drawn(batch, borrows, self._prior.batch(size, generator) if self._prior else None)
+            of_class = self._prior.batch(size, generator) if self._prior else None
+            foundation = FoundationPass() if self.settings.foundation_reuse > 1 else None
+            yield Drawn(batch, borrows, of_class, foundation)
 
     def update(self, loss: float) -> Progress:
         """Make the step for which the gradients are there; loss: the step's."""
@@ -202,16 +217,25 @@ def _prior(base: Base, adapter: Adapter, class_latents: Tensor | None) -> Traini
     return class_set(base, adapter.class_noun, class_latents.float())
 
 
+def _check_foundation(base: Base, adapter: Adapter) -> None:
+    """Raise UserError if nothing of a foundation's pass is used in the adapter's training."""
+    if not any(isinstance(edit, ValueResiduals) and edit.borrows for edit in adapter.edits(base)):
+        raise UserError(
+            f"{adapter.method.name} with these settings trains without a foundation that several steps could share: "
+            "leave foundation_reuse at 1, or use infusion with dual or mixed streams."
+        )
+
+
 def _gradients(base: Base, learner: Learner, rows: Sequence[int]) -> Tensor:
     """Backward passes of one optimiser step, for some rows of its batches; returns their loss."""
-    scale = loss_scale(base)
-    adapter, method = learner.adapter, learner.adapter.method
+    adapter, method, scale = learner.adapter, learner.adapter.method, learner.loss_scale
     losses = []
     adapter.train()
     try:
         for drawn in learner.draws():
             borrows = None if drawn.borrows is None else drawn.borrows[rows]
-            with lean_convolutions(base.network), base.customized(adapter, borrows=borrows) as denoiser:
+            customized = base.customized(adapter, borrows=borrows, foundation=drawn.foundation)
+            with lean_convolutions(base.network), customized as denoiser:
                 loss = denoising_loss(base, denoiser, drawn.batch.rows(rows), method.masked_loss)
                 if drawn.of_class:
                     of_class = denoising_loss(base, denoiser, drawn.of_class.rows(rows))
@@ -223,11 +247,6 @@ def _gradients(base: Base, learner: Learner, rows: Sequence[int]) -> Tensor:
         adapter.eval()  # whoever draws between two steps sees what will be drawn in the end
     unscale(adapter, scale)
     return torch.stack(losses).sum()
-
-
-def loss_scale(base: Base) -> float:
-    """What a loss is multiplied by before its backward pass, so that small gradients outlast half precision."""
-    return _HALF_PRECISION_LOSS_SCALE if base.dtype == torch.float16 else 1.0
 
 
 def unscale(adapter: Adapter, scale: float) -> None:
@@ -297,7 +316,7 @@ def _identity(
         "dtype": str(base.dtype),
         "concept": [adapter.concept_name, adapter.class_noun, concept.captions],
         "method": [adapter.method.name, asdict(adapter.method)],
-        "settings": asdict(replace(settings, checkpointing_steps=1)),
+        "settings": replace(settings, checkpointing_steps=1).identity(),
         "class_pictures": list(prior.latents.shape) if prior else None,
     }
     if crop != "square":  # which older checkpoints do not name

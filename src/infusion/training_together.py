@@ -23,7 +23,6 @@ from infusion.training import (
     Progress,
     diverged,
     finite_gradients,
-    loss_scale,
     squared_error,
     unscale,
 )
@@ -84,6 +83,11 @@ def _learner(base: Base, job: Job, others: Sequence[Job]) -> Learner:
             f"{method.name} changes the network for all rows of a batch, so that its concepts are trained one by one: "
             f"train <{name}> alone, or by infusion."
         )
+    if job.settings.foundation_reuse > 1:
+        raise UserError(
+            f"foundation_reuse = {job.settings.foundation_reuse} is for concepts that are trained one by one: leave it "
+            f"at 1, or train <{name}> alone."
+        )
     if any(other.adapter.concept_name == name for other in others):
         raise UserError(f'Two concepts that are trained together are called "{name}"; give one another name.')
     job.adapter.check_fits(base)
@@ -111,21 +115,20 @@ def _step(base: Base, active: list[tuple[Job, Learner]]) -> Iterator[tuple[Job, 
 
 def _gradients(base: Base, learners: Sequence[Learner]) -> list[Tensor]:
     """Backward passes of one optimiser step of each; returns their losses."""
-    scale = loss_scale(base)
     losses: list[list[Tensor]] = [[] for _ in learners]
     for draws in zip_longest(*(learner.draws() for learner in learners)):  # some accumulate more batches than others
         there = [(i, drawn) for i, drawn in enumerate(draws) if drawn]
         for shape in dict.fromkeys(drawn.batch.latents.shape[1:] for _, drawn in there):
             rows = [(i, drawn) for i, drawn in there if drawn.batch.latents.shape[1:] == shape]
-            shares = _backward(base, [learners[i] for i, _ in rows], [drawn for _, drawn in rows], scale)
+            shares = _backward(base, [learners[i] for i, _ in rows], [drawn for _, drawn in rows])
             for (i, _), loss in zip(rows, shares, strict=True):
                 losses[i].append(loss)
     for learner in learners:
-        unscale(learner.adapter, scale)
+        unscale(learner.adapter, learner.loss_scale)
     return [torch.stack(some).sum() for some in losses]
 
 
-def _backward(base: Base, learners: Sequence[Learner], draws: Sequence[Drawn], scale: float) -> Sequence[Tensor]:
+def _backward(base: Base, learners: Sequence[Learner], draws: Sequence[Drawn]) -> Sequence[Tensor]:
     """One pass for the rows of all; each one's loss is the mean over its own rows, and moves its own adapter only."""
     adapters = [_Fitting(learner.adapter) for learner in learners]
     batches = [drawn.batch for drawn in draws]
@@ -138,7 +141,7 @@ def _backward(base: Base, learners: Sequence[Learner], draws: Sequence[Drawn], s
                 for error, learner in zip(errors, learners, strict=True)
             ]
         )
-        (losses.sum() * scale).backward()
+        (losses.sum() * learners[0].loss_scale).backward()  # the base's, and so the same for all
     return losses.detach().unbind()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from infusion.base.denoiser import Conditioning
 from infusion.base.edits import swap_parameter, wrap_module
-from infusion.base.streams import TwinStreams, ValueResiduals
+from infusion.base.streams import FoundationPass, TwinStreams, ValueResiduals
 from infusion.base.token_vectors import ALL_LAYERS, TextReader, TokenVectors
 from infusion.errors import UserError
 
@@ -127,11 +127,17 @@ class Customized:
 
 
 @contextmanager
-def attached(base: "Base", adapters: Sequence[Customization], borrows: Tensor | None = None) -> Iterator[Customized]:
+def attached(
+    base: "Base",
+    adapters: Sequence[Customization],
+    borrows: Tensor | None = None,
+    foundation: FoundationPass | None = None,
+) -> Iterator[Customized]:
     """The adapters' edits, on the live network for the length of the block.
 
     Args:
         borrows: [B] bool, which rows take the foundation's queries; None leaves it to the adapters' methods.
+        foundation: what the foundation gave for the one batch that is given here, or is to be filled with it.
 
     Raises:
         UserError: two concepts share a name, both bring a whole weight of their own for one place, or their kinds of
@@ -156,7 +162,7 @@ def attached(base: "Base", adapters: Sequence[Customization], borrows: Tensor | 
                     stack.enter_context(wrap_module(base.network, path, wrapper))
         texts = stack.enter_context(TextReader(base, vectors).attached()) if vectors else None
         streams = (
-            stack.enter_context(TwinStreams(base.family, base.network, residuals, borrows).attached())
+            stack.enter_context(TwinStreams(base.family, base.network, residuals, borrows, foundation).attached())
             if residuals
             else None
         )

@@ -18,9 +18,9 @@ class SharedStart:
     """
 
     def __init__(self) -> None:
-        self._results: deque[Any] = deque()
+        self._kept: deque[Any] = deque()
         self._selected: Callable[[Any], Any] | None = None
-        self._giving = False
+        self._given: deque[Any] = deque()
 
     @contextmanager
     def attached(self, network: nn.Module, path: str) -> Iterator[None]:
@@ -29,30 +29,26 @@ class SharedStart:
                 stack.enter_context(wrap_method(module, "forward", self._forward))
             yield
 
-    def keep(self, selected: Callable[[Any], Any]) -> None:
-        """From here on results are kept, as `selected` takes them from a module's output."""
-        self._results.clear()
-        self._selected = selected
+    def keep(self, results: deque[Any], selected: Callable[[Any], Any]) -> None:
+        """From here on `results` is filled, as `selected` takes them from a module's output."""
+        results.clear()
+        self._kept, self._selected = results, selected
 
-    def give(self) -> None:
-        """From here on modules are not run where results are kept."""
-        self._giving = True
+    def give(self, results: deque[Any]) -> None:
+        """From here on modules are not run: each takes its result out of `results`, while there are any."""
+        self._given = results
 
     def reached(self) -> None:
         """From here on the calls differ."""
         self._selected = None
-        self._giving = False
-
-    def forget(self) -> None:
-        self.reached()
-        self._results.clear()
+        self._given = deque()
 
     def _forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._giving and self._results:
-            return self._results.popleft()
+        if self._given:
+            return self._given.popleft()
         output = original(*args, **kwargs)
         if self._selected:
-            self._results.append(self._selected(output))
+            self._kept.append(self._selected(output))
         return output
 
 

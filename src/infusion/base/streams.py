@@ -11,6 +11,7 @@ layers need not even these (`rank_form`). Where image and text attend jointly, q
 over. Nothing is computed twice that is the same in both streams, and nothing of the foundation that nobody reads.
 """
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -41,6 +42,19 @@ class ValueResiduals:
     vectors: Mapping[str, Tensor]
     borrows: bool
     key_vectors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class FoundationPass:
+    """What the customized rows of a batch take over from the foundation; empty until it was run.
+
+    states: queries and keys [K, L, W], by the path of their projection. attended: by the path of a layer in rank form,
+    its output [K, N, D] and columns of its map [K, N, M * H]. start: what modules gave before the first edited layer.
+    """
+
+    states: dict[str, Tensor] = field(default_factory=dict)
+    attended: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    start: deque[Any] = field(default_factory=deque)
 
 
 @dataclass(frozen=True)
@@ -84,6 +98,8 @@ class TwinStreams:
     among_others: a batch may hold other rows too, such as the unconditional ones of guidance; then `text_states`
     [B, T, C] say which are the `rows`, and `found`, whether any were.
     released: rows that name a concept have maps of their own, and no foundation beside them.
+    foundation: is filled by the first call, and spares later ones the foundation's pass, where nothing else is read of
+    it; for a batch that is given again and again. By default every call has its own.
     """
 
     def __init__(
@@ -92,6 +108,7 @@ class TwinStreams:
         network: nn.Module,
         residuals: Sequence[ValueResiduals],
         borrows: Tensor | None = None,
+        foundation: FoundationPass | None = None,
     ) -> None:
         self.family = family
         self.network = network
@@ -103,11 +120,12 @@ class TwinStreams:
         self._layers = family.text_layers(network)
         edited = {path for residual in residuals for path in (*residual.vectors, *residual.key_vectors)}
         self._edited = [path for path in self._layers if path in edited]
+        self._network_trains = any(weight.requires_grad for weight in network.parameters())
         self._start = SharedStart()
         self._recording: _Plan | None = None
         self._replaying: _Plan | None = None
-        self._recorded: dict[str, Tensor] = {}
-        self._attended: dict[str, tuple[Tensor, Tensor]] = {}
+        self._lasting = foundation
+        self._found = foundation or FoundationPass()
         self._unread: set[str] = set()
 
     @contextmanager
@@ -141,7 +159,7 @@ class TwinStreams:
         run = self._others if self.released else self._foundation_pass
         prediction = run(original, inputs, plan)
         self._replaying = plan
-        self._start.give()
+        self._start.give(self._found.start.copy() if self._lasting else self._found.start)
         changed = original(**rows, return_dict=True)
         if not torch.is_grad_enabled():  # else checkpointed layers may be run again, until the next call
             self._forget()
@@ -156,9 +174,8 @@ class TwinStreams:
 
     def _forget(self) -> None:
         self._replaying = None
-        self._recorded.clear()
-        self._attended.clear()
-        self._start.forget()
+        self._found = self._lasting or FoundationPass()
+        self._start.reached()
 
     def _plan(self, inputs: Mapping[str, Any]) -> _Plan | None:
         """Which rows of a batch are customized.
@@ -230,7 +247,7 @@ class TwinStreams:
         if not torch.is_grad_enabled():
             return True
         given = [value for value in inputs.values() if isinstance(value, Tensor)]
-        return not any(tensor.requires_grad for tensor in (*given, *self.network.parameters()))
+        return not (self._network_trains or any(tensor.requires_grad for tensor in given))
 
     def _in_rank_form(self, concepts: Collection[str]) -> list[str]:
         if any(self.residuals[concept].key_vectors for concept in concepts):
@@ -242,12 +259,13 @@ class TwinStreams:
 
         It is skipped, or ends at the last layer that is taken over, where nothing else is.
         """
-        if plan.is_whole and not any(plan.borrows):
+        is_there = bool(self._found.states or self._found.attended)
+        if plan.is_whole and (is_there or not any(plan.borrows)):
             return None
         self._recording = plan
         self._unread = set(self._layers)
         if self._trains_only_residuals(inputs):
-            self._start.keep(plan.take)
+            self._start.keep(self._found.start, plan.take)
         try:
             with torch.no_grad(), suppress(_Enough):
                 return original(**inputs, return_dict=False)[0]
@@ -270,7 +288,7 @@ class TwinStreams:
         """A whole layer: in rank form, the foundation's output and what the residuals add to it."""
         if path in self._edited:
             self._start.reached()
-        if self._replaying and path in self._attended:
+        if self._replaying and path in self._found.attended:
             return self._in_place_of(path, layer)
         output = original(*args, **kwargs)
         if self._recording:
@@ -284,15 +302,15 @@ class TwinStreams:
     def _keep_attended(self, path: str, layer: TextLayer, output: Tensor, bias: Tensor | None) -> None:
         plan = self._recording
         assert plan is not None
-        queries, keys = (self._recorded.pop(f"{path}.{name}") for name in (*layer.borrowed, layer.keys))
+        queries, keys = (self._found.states.pop(f"{path}.{name}") for name in (*layer.borrowed, layer.keys))
         columns = rank_form.map_columns(layer.attention, queries, keys, plan.tokens, plan.take(bias))
-        self._attended[path] = plan.take(output), columns
+        self._found.attended[path] = plan.take(output), columns
 
     def _in_place_of(self, path: str, layer: TextLayer) -> Tensor:
         """The output [K, N, D] of a layer in rank form."""
         plan = self._replaying
         assert plan is not None
-        output, columns = self._attended[path]
+        output, columns = self._found.attended[path]
         vectors = self._stacked({name: residual.vectors.get(path) for name, residual in self.residuals.items()})
         if vectors is None:
             return output
@@ -302,9 +320,9 @@ class TwinStreams:
     def _on_borrowed(self, path: str, states: Tensor) -> Tensor:
         """states [B, L, W]: kept in the foundation pass, taken over in the customized one."""
         if self._recording:
-            self._recorded[path] = self._recording.take(states)
-        if self._replaying and path in self._recorded:
-            recorded, borrows = self._recorded[path], self._replaying.borrows
+            self._found.states[path] = self._recording.take(states)
+        if self._replaying and path in self._found.states:
+            recorded, borrows = self._found.states[path], self._replaying.borrows
             if all(borrows):
                 return recorded
             return torch.where(torch.tensor(borrows, device=states.device)[:, None, None], recorded, states)
@@ -315,7 +333,7 @@ class TwinStreams:
 
     def _on_keys(self, path: str, keys: Tensor) -> Tensor:
         if self._recording and path in self._recording.in_rank_form:
-            self._recorded[f"{path}.{self._layers[path].keys}"] = self._recording.take(keys)
+            self._found.states[f"{path}.{self._layers[path].keys}"] = self._recording.take(keys)
         return self._added(keys, {name: residual.key_vectors.get(path) for name, residual in self.residuals.items()})
 
     def _added(self, states: Tensor, vectors: Mapping[str, Tensor | None]) -> Tensor:
