@@ -74,6 +74,7 @@ def test_prompts_are_held_against_the_base_models_own():
     less = Figure(0.8, 0.7, 0.85, 2)
     assert words(evaluated(facts=less))["followed"] == "Less than before"
     assert words(evaluated(facts=less, base_facts=0.8))["followed"] == "Cannot tell", "of the same pictures as many"
+    assert "cannot be told" in sentence(evaluated(facts=less, base_facts=0.8), "followed")
     uneven = evaluated(facts=less)
     uneven = replace(uneven, own=replace(uneven.own, followed=torch.tensor([0.7, 0.7, 0.9, 0.9])))
     assert words(uneven)["followed"] == "Cannot tell", "one prompt may be less followed by chance"
@@ -97,8 +98,11 @@ def test_what_broke_is_said():
     for name, figure in (("class_leak", near), ("class_diversity", near)):
         leaked = replace(broken, own=replace(broken.own, measures=broken.own.measures | {name: figure}))
         assert words(leaked)["leaked"] == "Yes"
-    beyond = evaluated(chances=CHANCES | {"w2_background": 0.0025, "w2_style": 0.0075})
-    assert sentence(beyond, "confined").startswith("Background and style differ from the base model’s by more")
+    rare = CHANCES | {"w2_background": 0.0025, "w2_style": 0.0075}
+    beyond = evaluated(chances=rare)
+    unlucky = replace(beyond, untouched=replace(beyond.untouched, chances=rare))
+    assert words(unlucky)["confined"] == "As far as can be seen", "the base itself is as far from its other seeds"
+    assert sentence(beyond, "confined").startswith("Background and style differ from the base model’s of other seeds")
     assert words(evaluated(copied=Figure(0.3, 0.1, 0.5, 2)))["copied"] == "Yes"
     assert words(evaluated(copied=Figure(0.1, 0.0, 0.3, 2)))["copied"] == "A few may be"
 

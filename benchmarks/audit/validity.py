@@ -5,11 +5,16 @@
 Ten classes, four repeats each: the base's pictures of the plain class noun, of seeds of their own, stand where those of
 a customized model would. Real pictures are of an individual that the base has never seen. A repeat is silent where no
 answer says that something was learnt, forgotten, leaked, moved, changed beyond the subject or was copied; predictions
-are the base's own, so that class and world test little but rounding. Repeats are kept one by one.
+are the base's own, so that class and world test little but rounding. The repeats of a class share the base's pictures
+that they are held against, and no seed with them. Repeats are kept one by one.
 """
 
 import argparse
+import hashlib
 import json
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +44,13 @@ SEEDS_APART = 5_000
 
 def repeat(number: int, folder: Path) -> dict[str, Any]:
     """One audit of the base by itself."""
+    no_loading_bars()
     class_noun = list(CLASSES)[number % 10]
     base = load_base()
     base.freeze()
     plan = plan_for(class_noun, toybox=True, quick=False)
-    reference = Reference(base, class_noun, plan, witnesses_of("b"), folder=folder / class_noun.replace(" ", "-"))
+    way = hashlib.sha256(f"{base.digest()} {plan}".encode()).hexdigest()[:16]
+    reference = Reference(base, class_noun, plan, witnesses_of("b"), folder=folder / f"{class_noun}-{way}")
     first = SEEDS_APART * (number + 1)
     seeds = reference.seeds(first, plan.drawing.num_seeds, len(plan.prompts))
     of_class = range(first + 1000, first + 1000 + plan.drawing.num_class_pictures)
@@ -86,16 +93,17 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--work-dir", type=Path, default=Path("audit-validity-work"))
+    parser.add_argument("--processes", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    no_loading_bars()
     told = json.loads(arguments.output.read_text())["repeats"] if arguments.output.exists() else []
-    for number in range(len(told), arguments.repeats):
-        told.append(repeat(number, arguments.work_dir))
-        print(number, told[-1]["class_noun"], told[-1]["answers"], flush=True)
-        silent = share([not one["alarms"] for one in told])
-        with whole_file(arguments.output) as temporary:
-            temporary.write_text(json.dumps({"silent": silent._asdict(), "repeats": told}, indent=1) + "\n")
+    missing = range(len(told), arguments.repeats)
+    with ProcessPoolExecutor(arguments.processes, get_context("spawn"), partial(torch.set_num_threads, 1)) as pool:
+        for number, found in zip(missing, pool.map(partial(repeat, folder=arguments.work_dir), missing), strict=True):
+            told.append(found)
+            print(number, found["class_noun"], found["answers"], flush=True)
+            silent = share([not one["alarms"] for one in told])
+            with whole_file(arguments.output) as temporary:
+                temporary.write_text(json.dumps({"silent": silent._asdict(), "repeats": told}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import torch
 from measure import HERE
 from models import NAMES, model_dir, size_px
 from run import write_pictures
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from infusion import Infusion, TrainingSettings, load_base, load_concept, train
@@ -42,7 +43,8 @@ def table(found: profile, steps: int, on_cuda: bool) -> str:
     def own(entry: object) -> float:
         return getattr(entry, "self_device_time_total" if on_cuda else "self_cpu_time_total")
 
-    entries = sorted(found.key_averages(), key=own, reverse=True)
+    entries = [entry for entry in found.key_averages() if (entry.device_type == DeviceType.CUDA) == on_cuda]
+    entries = sorted(entries, key=own, reverse=True)
     whole = sum(map(own, entries))
     lines = [f"| operation | ms a step | share of {whole / 1000 / steps:.1f} | calls a step |", "|---|---|---|---|"]
     shown = [(entry.key, own(entry), entry.count) for entry in entries[:_NUM_ROWS]]

@@ -75,7 +75,7 @@ def growth_rows(batch_size: int) -> list[Row]:
     prompts = [
         Row(f"{number} prompts, each its own concept", "generation", {"concepts": number, "prompts": number})
         for number in counts[1:]
-        if number <= batch_size
+        if batch_size % number == 0
     ]
     return [reference, *in_one, *prompts, _again(reference)]
 

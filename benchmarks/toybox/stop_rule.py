@@ -47,7 +47,11 @@ from infusion.training import train
 
 FIRST_INDIVIDUAL = 31_000
 RULES = {"auto": "the step that --stop auto keeps", "pick": "the best of all checkpoints, as the audit picks"}
-OTHERS = {"last": "the last step", "lowest_loss": "the step of the lowest training loss"}
+OTHERS = {
+    "last": "the last step",
+    "lowest_loss": "the step of the lowest training loss",
+    "third": "the step at a third of the training, whatever is seen there",
+}
 
 
 def judging_plan(spec: Specification) -> Specification:
@@ -107,6 +111,7 @@ def kept_steps(checks: Sequence[Check]) -> dict[str, int]:
         "auto": kept_by_the_rule(checks).step,
         "pick": choose(checks, [check.step for check in checks]).step,
         "last": checks[-1].step,
+        "third": min(checks, key=lambda check: abs(check.step - checks[-1].step / 3)).step,
         "lowest_loss": min(checks, key=lambda check: check.loss).step,
     }
 

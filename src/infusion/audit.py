@@ -211,8 +211,9 @@ class Audit:
 
     def checked(self, one: Given, step: int, watched_by: str, look: Callable[[], Check]) -> Check:
         """The check of a checkpoint: what `look` sees, or saw before with the same watching and training pictures."""
-        pictures = [hashlib.sha256(image.tobytes()).hexdigest() for image in self.training]
-        path = self.latents_dir(one) / f"check-{_digest([watched_by, pictures])}.json"
+        real = [hashlib.sha256(image.tobytes()).hexdigest() for image in self.training]
+        seen = _digest([infusion.__version__, self.reference.base.digest(), one.key, watched_by, real])
+        path = self.folder / f"check-{seen}.json"  # whatever else is drawn of it
         if not path.exists():
             check = look()
             with whole_file(path) as temporary:

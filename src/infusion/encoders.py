@@ -73,7 +73,7 @@ class ImageEncoder:
         """Pictures [B, 3, H, W] in [0, 1], of any size -> features [B, D] of unit length."""
 
         def features(some: Tensor) -> Tensor:
-            pixels = self.prepare(some.to(self.model.device, self.model.dtype))
+            pixels = self.prepare(some.cpu()).to(self.model.device, self.model.dtype)
             return self.model(pixel_values=pixels).pooler_output.flatten(1)
 
         return _in_parts(features, images.split(_AT_ONCE))
@@ -92,7 +92,7 @@ class Clip:
         """Pictures [B, 3, H, W] in [0, 1], of any size -> features [B, D] of unit length."""
 
         def features(some: Tensor) -> Tensor:
-            pixels = self.prepare(some.to(self.model.device, self.model.dtype))
+            pixels = self.prepare(some.cpu()).to(self.model.device, self.model.dtype)
             return self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
 
         return _in_parts(features, images.split(_AT_ONCE))
@@ -110,7 +110,7 @@ class Clip:
 
 
 def _in_parts(features: Callable[[Any], Tensor], parts: Sequence[Any]) -> Tensor:
-    """Features stay with the processor: all that is done with them is small."""
+    """Features are returned on the CPU: all that is done with them is small."""
     return F.normalize(torch.cat([features(part).cpu() for part in parts]), dim=-1)
 
 

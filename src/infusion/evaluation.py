@@ -30,11 +30,10 @@ from infusion.sampling import few_step_scheduler
 from infusion.settings import setting, validate
 from infusion.toybox.judges import Judges
 
-_NULL_SEEDS = 1000  # away from the seeds that are compared, where these are fewer
+_NULL_SEEDS = 1000  # or as many as pictures, where they are more; sets that are not compared may share seeds
 _CLASS_SEEDS = 2000
 _PRIOR_SEEDS = 3000
 _THE_SAME = 0.9999  # cosine of a picture that is among the training pictures twice
-_NUM_DEALS = 399
 LATENTS_NAME = "latents.safetensors"
 
 
@@ -351,12 +350,6 @@ def distances(base: Features, customized: Features) -> dict[str, float]:
         "w2_gaussian": metrics.gaussian_w2(base.whole, customized.whole),
         "w2_exact": metrics.exact_w2(base.whole, customized.whole),
         "w2_sliced": metrics.sliced_w2(base.whole, customized.whole),
-    } | parts(base, customized)
-
-
-def parts(base: Features, customized: Features) -> dict[str, float]:
-    """Distances of background, layout and style."""
-    return {
         "w2_background": metrics.exact_w2(base.background, customized.background),
         "w2_layout": metrics.layout_w2(base.layout, customized.layout).w2,
         "w2_style": metrics.exact_w2(base.style, customized.style),
@@ -364,28 +357,21 @@ def parts(base: Features, customized: Features) -> dict[str, float]:
 
 
 def chances(reference: Reference, customized: Features) -> dict[str, float]:
-    """For every part, how probable its distance is if the customized model draws as the base does: a permutation test.
+    """How often chance alone makes background, layout and style differ so much from the base's of other seeds.
 
-    The customized model's pictures are held against both of the base's draws; then as many as they are, of every
-    prompt, are taken at random from all of these pictures, again and again. The chance is the share of these parts that
-    lie as far from the rest. Every picture must begin with a noise of its own.
+    Of other seeds, because with the same ones the customized model's pictures are like the base's for their noise.
+    Layouts are those of the pictures where a subject is found. What there are too few pictures to tell is left out.
     """
-    num_prompts, num_seeds = len(reference.plan.prompts), reference.plan.drawing.num_seeds
-    everything = Features.joined(customized, Features.joined(reference.features, reference.null_features))
-    by_draw = np.arange(3 * num_prompts * num_seeds).reshape(3, num_prompts, num_seeds)
-    rows = by_draw.transpose(1, 0, 2).reshape(num_prompts, 3 * num_seeds)  # a prompt's, the customized model's first
-
-    def dealt(rows: np.ndarray) -> dict[str, float]:
-        own, others = rows[:, :num_seeds].ravel(), rows[:, num_seeds:].ravel()
-        return parts(everything.rows(others), everything.rows(own))
-
-    rng, observed = np.random.default_rng(0), dealt(rows)
-    deals = [dealt(rng.permuted(rows, axis=1)) for _ in range(_NUM_DEALS)]
-    return {
-        name: (1 + sum(deal[name] >= value for deal in deals)) / (1 + _NUM_DEALS)
-        for name, value in observed.items()
-        if math.isfinite(value)
+    base, prompt_of = reference.null_features, reference.plan.prompt_of
+    found, base_found = (~np.isnan(some.layout).any(axis=1) for some in (customized, base))
+    told = {
+        "w2_background": metrics.chance(customized.background, base.background, prompt_of, prompt_of),
+        "w2_layout": metrics.chance(
+            customized.layout[found], base.layout[base_found], prompt_of[found], prompt_of[base_found]
+        ),
+        "w2_style": metrics.chance(customized.style, base.style, prompt_of, prompt_of),
     }
+    return {name: value for name, value in told.items() if math.isfinite(value)}
 
 
 def wasserstein(base: Features, customized: Features, prompt_of: np.ndarray) -> dict[str, Figure]:
@@ -478,8 +464,8 @@ class Evaluation:
 
     measures: with intervals over prompts; those that the witnesses or the pictures given cannot tell are left out.
     followed: [N], the share of its prompt's facts that each picture shows, or without judges their cosine. score: [N],
-    how good each is: the mean of identity and followed, in [0, 1]. chances: how probable the distances of background,
-    layout and style are without a difference; empty where noise is shared. nearest: the training picture that each is
+    how good each is: the mean of identity and followed, in [0, 1]. chances: how often chance alone makes background,
+    layout and style differ so much; empty where noise is shared. nearest: the training picture that each is
     most like; None without training pictures. never_nearer: the most that other real pictures are like one.
     """
 

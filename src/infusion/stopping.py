@@ -112,8 +112,8 @@ def looked_with(*encoder_names: str) -> str:
 
 def choose(checks: Sequence[Check], among: Collection[int]) -> Check:
     """The check to keep, of those at the steps `among`: the highest mean over a check and its neighbours in `checks`,
-    which tames their noise. The first and the last share the mean of theirs, and of equal means the better is kept: a
-    mean over fewer would be noisier, and be chosen for that."""
+    which tames their noise. A mean over fewer would be noisier, and be chosen for that; so the first and the last share
+    that of their neighbours, and of equal means the check that is the better itself is kept."""
 
     def smooth(at: int) -> tuple[float, float]:
         first = max(0, min(at - 1, len(checks) - 3))

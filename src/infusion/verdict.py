@@ -154,7 +154,7 @@ def _followed(found: Audited) -> tuple[str, str]:
         return "Yes", told
     if mean_over_prompts(found.own.followed - found.untouched.followed, found.plan.prompt_of).high < 0:
         return "Less than before", told
-    return "Cannot tell", f"{told} The interval holds that and also much less: more prompts would narrow it."
+    return "Cannot tell", f"{told} Whether that is less than before cannot be told: more prompts would narrow it."
 
 
 def _leaked(found: Audited) -> tuple[str, str]:
@@ -213,13 +213,12 @@ def _confined(found: Audited) -> tuple[str, str]:
     seen = [name for name in _PARTS if found.figure(name) and name in found.own.chances]
     if not seen:
         return "Not measured", "Background, layout and style could not be compared with the base model’s."
-    beyond = [name for name in seen if found.own.chances[name] < _RARE]
+    beyond = [name for name in seen if found.own.chances[name] < min(_RARE, found.untouched.chances.get(name, 1))]
     words = _listed([_PARTS[name] for name in beyond or seen])
     differ = "differs" if len(beyond or seen) == 1 else "differ"
     if beyond:
         return "Not wholly", _sentence(
-            f"{words} {differ} from the base model’s by more than other seeds make: fewer than 1 in 100 random parts "
-            "of all these pictures lie as far from the rest"
+            f"{words} {differ} from the base model’s of other seeds by what chance makes less than once in 100 times"
         )
     return "As far as can be seen", (
         f"As far as these pictures show, {words} {differ} no more from the base model’s than other seeds make them."

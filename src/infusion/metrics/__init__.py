@@ -23,6 +23,7 @@ from infusion.metrics.latent_fisher import (
     stratified_timesteps,
 )
 from infusion.metrics.memorisation import Recalled, recalled
+from infusion.metrics.two_samples import chance
 from infusion.metrics.wasserstein import (
     STYLE_SENTENCES,
     LayoutDistance,
@@ -48,6 +49,7 @@ __all__ = [
     "Recalled",
     "Satisfaction",
     "both_present",
+    "chance",
     "check_wanted",
     "class_diversity",
     "collapse_ratio",

@@ -26,7 +26,7 @@ Distance = Callable[[Features, Features], float]
 STYLE_SENTENCES = ("a photo", "a sketch", "a cartoon", "a watercolor")
 
 
-def _array(features: Features) -> np.ndarray:
+def as_array(features: Features) -> np.ndarray:
     if isinstance(features, Tensor):
         features = features.detach().cpu().numpy()
     assert features.ndim == 2 and len(features) > 0
@@ -48,7 +48,7 @@ def gaussian_w2(x: Features, y: Features, dims: int | None = 64) -> float:
             distance is symmetric. Along some axes only it is a lower bound of that in the whole space, and what y has
             across them is not seen.
     """
-    first, second = _array(x), _array(y)
+    first, second = as_array(x), as_array(y)
     if dims is not None:
         axes = _principal_axes(first, dims)
         first, second = first @ axes, second @ axes
@@ -75,7 +75,7 @@ def exact_w2(x: Features, y: Features) -> float:
     """W2 of the empirical distributions of x [N, D] and y [M, D], by the network simplex of POT; N and M may differ."""
     import ot  # a second to import
 
-    cost = cdist(_array(x), _array(y), "sqeuclidean")
+    cost = cdist(as_array(x), as_array(y), "sqeuclidean")
     return float(np.sqrt(max(ot.emd2([], [], cost, numItermax=10**6), 0.0)))
 
 
@@ -86,7 +86,7 @@ def sliced_w2(x: Features, y: Features, num_projections: int = 256, seed: int = 
     """
     import ot
 
-    return float(ot.sliced_wasserstein_distance(_array(x), _array(y), n_projections=num_projections, seed=seed))
+    return float(ot.sliced_wasserstein_distance(as_array(x), as_array(y), n_projections=num_projections, seed=seed))
 
 
 # ------------------------------------------------------------------------------------- how a distance is read
