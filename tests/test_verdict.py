@@ -102,7 +102,7 @@ def test_what_broke_is_said():
     beyond = evaluated(chances=rare)
     unlucky = replace(beyond, untouched=replace(beyond.untouched, chances=rare))
     assert words(unlucky)["confined"] == "As far as can be seen", "the base itself is as far from its other seeds"
-    assert sentence(beyond, "confined").startswith("Background and style differ from the base model’s of other seeds")
+    assert sentence(beyond, "confined").startswith("Background and style differ from the base model’s: chance")
     assert words(evaluated(copied=Figure(0.3, 0.1, 0.5, 2)))["copied"] == "Yes"
     assert words(evaluated(copied=Figure(0.1, 0.0, 0.3, 2)))["copied"] == "A few may be"
 

@@ -218,7 +218,7 @@ def _confined(found: Audited) -> tuple[str, str]:
     differ = "differs" if len(beyond or seen) == 1 else "differ"
     if beyond:
         return "Not wholly", _sentence(
-            f"{words} {differ} from the base model’s of other seeds by what chance makes less than once in 100 times"
+            f"{words} {differ} from the base model’s: chance makes such a difference less than once in 100 times"
         )
     return "As far as can be seen", (
         f"As far as these pictures show, {words} {differ} no more from the base model’s than other seeds make them."
