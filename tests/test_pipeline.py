@@ -77,6 +77,8 @@ def test_every_prompt_may_have_seeds_of_its_own(base):
     batches = sample_prompts(base, prompts, seeds=[[3], [5, 4]], num_inference_steps=2, batch_size=2)
     both = sample_prompts(base, prompts, seeds=[3, 4, 5], num_inference_steps=2, batch_size=6)
     torch.testing.assert_close(torch.cat(list(batches)), torch.cat(list(both))[[0, 5, 4]], atol=1e-3, rtol=1e-3)
+    with pytest.raises(UserError, match="2 prompts and lists of seeds for 1"):
+        next(sample_prompts(base, prompts, seeds=[[3]], num_inference_steps=2))
 
 
 def test_pictures_may_be_drawn_in_turn(base, adapter):

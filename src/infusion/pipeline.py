@@ -59,7 +59,7 @@ def sample_prompts(
 
     Raises:
         UserError: a prompt names a concept that no adapter brings; the adapters do not go together; the model knows no
-            negative prompt; lock_until is no share.
+            negative prompt; lock_until is no share; there are lists of seeds for more prompts or fewer.
     """
     if not 0 <= lock_until <= 1:
         raise UserError(f"lock_until = {lock_until:g} is no share of the steps: give a number from 0 to 1.")
@@ -100,5 +100,6 @@ def _of_each(prompts: Sequence[str], seeds: Sequence[int] | Sequence[Sequence[in
     """The seeds of every prompt."""
     if all(isinstance(seed, int) for seed in seeds):
         return [seeds] * len(prompts)  # type: ignore[list-item]
-    assert len(seeds) == len(prompts)
+    if len(seeds) != len(prompts):
+        raise UserError(f"There are {len(prompts)} prompts and lists of seeds for {len(seeds)}: give one for each.")
     return seeds  # type: ignore[return-value]
