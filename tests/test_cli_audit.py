@@ -133,7 +133,7 @@ def test_judges_cannot_see_other_classes(run, tiny_file, adapter, base, tmp_path
     assert 'class noun is "kat"' in error and 'Did you mean "cat"?' in error
 
 
-@pytest.mark.parametrize("seeds", ["0", "1000000000", "many"])
+@pytest.mark.parametrize("seeds", ["0", "1001", "many"])
 def test_absurd_numbers_of_seeds_are_refused(run, seeds):
     code, _, error = run("audit", "my-cat.safetensors", "--seeds", seeds)
     assert code == 2 and "--seeds" in error and "Traceback" not in error

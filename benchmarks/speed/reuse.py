@@ -120,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--individuals", type=int, default=5)
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--reuse", type=int, nargs="+", default=[2])
+    parser.add_argument("--reuse", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--learning-rate", type=float, default=0.32)
     parser.add_argument("--rows", type=int, default=64, help="of the held-out loss")
     parser.add_argument("--output-dir", "-o", type=Path, default=HERE / "results")

@@ -212,7 +212,7 @@ def _is_unmoved(found: Audited, name: str) -> bool:
 def _confined(found: Audited) -> tuple[str, str]:
     seen = [name for name in _PARTS if found.figure(name) and name in found.own.chances]
     if not seen:
-        return "Not measured", "Background, layout and style could not be compared with the base model’s."
+        return "Not measured", "There are too few pictures to tell background, layout and style from the base model’s."
     beyond = [name for name in seen if found.own.chances[name] < min(_RARE, found.untouched.chances.get(name, 1))]
     words = _listed([_PARTS[name] for name in beyond or seen])
     differ = "differs" if len(beyond or seen) == 1 else "differ"

@@ -16,8 +16,7 @@ def chance(x: Features, y: Features, prompt_of_x: np.ndarray, prompt_of_y: np.nd
         2 E|x - y| - E|x - x'| - E|y - y'|
 
     The pictures of every prompt are dealt to the two sides anew, as many to each as it had. Valid where every picture
-    of both sets is drawn with a noise of its own. Unlike the Wasserstein distance at few pictures, it sees it when one
-    in five has another background, and it takes no transport.
+    of both sets is drawn with a noise of its own.
 
     Args:
         x, y: [N, D] and [M, D].
