@@ -29,12 +29,20 @@ def measured(measure, name, seconds, network=0.5):
 def test_ratios_are_taken_within_rounds(measure):
     plain = measured(measure, "plain", [1, 2, 4])  # the machine slows down, for both alike
     rival = measured(measure, "rival", [3, 6, 12])
-    assert measure.ratios([plain, rival], "plain", "cpu") == {"plain": 1, "rival": 3}
+    assert measure.ratios([plain, rival], "plain", "cpu") == {"plain": (1, 1, 1), "rival": (3, 3, 3)}
 
 
-def test_the_noise_floor_is_what_a_row_is_off_from_itself(measure):
+def test_a_median_has_an_interval_between_two_of_the_ratios(measure):
+    # of nine values the second and the eighth enclose the median with at least 95% (it is a matter of coin tosses)
+    ratio = measure.Ratio.of([1.8, 1.1, 1.2, 1.4, 1.3, 1.5, 1.6, 1.7, 1.0])
+    assert ratio == (1.4, 1.1, 1.7)
+    assert ratio.off == pytest.approx(0.7)
+    assert measure.Ratio.of([1.02, 0.97, 1.1]) == (1.02, 0.97, 1.1)
+
+
+def test_the_noise_floor_is_how_far_a_row_may_be_off_from_itself(measure):
     rows = [measured(measure, "plain", [1, 1, 1]), measured(measure, "again", [1.02, 0.97, 1.1])]
-    assert measure.noise_floor(rows, "plain", "again", "cpu") == pytest.approx(0.03)
+    assert measure.result("one step", rows, ["plain"], "again", "cpu")["noise_floor"] == pytest.approx(0.1)
 
 
 def test_the_table_says_what_says_nothing(measure):
@@ -50,8 +58,8 @@ def test_the_table_says_what_says_nothing(measure):
     assert found["rows"]["far"]["share_outside_network"] == pytest.approx(0.2)
     assert not found["noisy"]
     lines = {line.split(" | ")[0].removeprefix("| "): line for line in measure.table(found).splitlines() if line}
-    assert "1.030 ≈" in lines["near"]
-    assert "| 1.500 |" in lines["far"] and "300 ms, 20.0%" in lines["far"]
+    assert "| 1.030 (1.030 to 1.030) ≈ |" in lines["near"]
+    assert "| 1.500 (1.400 to 1.600) |" in lines["far"] and "300 ms, 20.0%" in lines["far"]
     noisy = measure.result("one step", rows, ["plain"], "far", "cpu") | {"repeats": 3}
     assert "Noisy run" in measure.table(noisy)
 

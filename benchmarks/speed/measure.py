@@ -1,6 +1,7 @@
 """Rows that take turns -> what each took: medians and minima, ratios within a round, and how far to trust them."""
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -10,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from scipy.stats import quantile_test
 
 HERE = Path(__file__).parent
-NOISY = 0.05  # a self-ratio off by more than this makes the whole run suspect
+NOISY = 0.05  # a self-ratio that may be off by more than this makes the whole run suspect
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -83,6 +86,29 @@ class Worker:
         self.process.stdout.close()
 
 
+class Ratio(NamedTuple):
+    """The median of ratios taken within rounds, and its 95% interval, which supposes nothing of how they scatter; of
+    fewer than six rounds, which have no such interval, all that they span."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, taken: Sequence[float]) -> "Ratio":
+        interval = quantile_test(taken, q=1.0).confidence_interval(0.95)
+        low, high = (
+            end if math.isfinite(end) else extreme
+            for end, extreme in zip(interval, (min(taken), max(taken)), strict=True)
+        )
+        return cls(statistics.median(taken), float(low), float(high))
+
+    @property
+    def off(self) -> float:
+        """How far from 1 the interval reaches."""
+        return max(abs(self.low - 1), abs(self.high - 1))
+
+
 @dataclass(frozen=True)
 class Measured:
     """rounds: one entry for each repeat. about: what the row said after its first step."""
@@ -124,18 +150,10 @@ def start_up(rows: Sequence[Row], told: Mapping[str, Any], logs: Path, repeats: 
     return [Measured(row, first[0], first) for row, first in zip(rows, firsts, strict=True)]
 
 
-def ratios(measured: Sequence[Measured], reference: str, unit: str) -> dict[str, float]:
-    """By row the median, over rounds, of its time in units of the reference's in the same round."""
+def ratios(measured: Sequence[Measured], reference: str, unit: str) -> dict[str, Ratio]:
+    """By row its time in units of the reference's in the same round."""
     of = {one.row.name: one.of(unit) for one in measured}
-    return {
-        name: statistics.median(x / y for x, y in zip(times, of[reference], strict=True)) for name, times in of.items()
-    }
-
-
-def noise_floor(measured: Sequence[Measured], reference: str, again: str, unit: str) -> float:
-    """How far from 1 the ratio of a row to itself usually is: the median of |ratio - 1| over rounds."""
-    of = {one.row.name: one.of(unit) for one in measured}
-    return statistics.median(abs(x / y - 1) for x, y in zip(of[again], of[reference], strict=True))
+    return {name: Ratio.of([x / y for x, y in zip(times, of[reference], strict=True)]) for name, times in of.items()}
 
 
 def result(of: str, measured: Sequence[Measured], references: Sequence[str], again: str, unit: str) -> dict[str, Any]:
@@ -144,8 +162,8 @@ def result(of: str, measured: Sequence[Measured], references: Sequence[str], aga
     of: what the times are of. unit: "cpu" or "device", whichever times are compared. references: rows whose times are
     the units of ratios; the first of them ran twice, the second time as `again`.
     """
-    floor = noise_floor(measured, references[0], again, unit)
     by_reference = {name: ratios(measured, name, unit) for name in references}
+    floor = by_reference[references[0]][again].off
     rows = {}
     for one in measured:
         times = {
@@ -154,7 +172,7 @@ def result(of: str, measured: Sequence[Measured], references: Sequence[str], aga
             if name in one.rounds[0]
         }
         rows[one.row.name] = times | {
-            "ratios": {name: found[one.row.name] for name, found in by_reference.items()},
+            "ratios": {name: found[one.row.name]._asdict() for name, found in by_reference.items()},
             **{name: value for name, value in one.about.items() if name not in ("cpu", "wall")},
             **{name: max(one.of(name)) for name in ("peak_bytes", "peak_device_bytes") if name in one.rounds[0]},
         }
@@ -182,18 +200,23 @@ def table(found: Mapping[str, Any]) -> str:
         cells = [name]
         for clock in (unit, "wall"):
             cells += [f"{1000 * row[clock][kind]:.4g}" for kind in ("median", "minimum")]
-        cells += [f"{ratio:.3f}{_within(ratio, found['noise_floor'])}" for ratio in row["ratios"].values()]
+        cells += [_told(ratio, found["noise_floor"]) for ratio in row["ratios"].values()]
         cells += [f"{row[bytes_] / 1e6:.0f}" for bytes_ in ("peak_bytes", "peak_device_bytes") if bytes_ in row]
         if "network" in row:
             outside = row["share_outside_network"]
             cells.append(f"{1000 * outside * row[unit]['median']:.3g} ms, {outside:.1%}")
         lines.append("| " + " | ".join(cells) + " |")
-    noise = f"Noise floor {found['noise_floor']:.2%}: the ratio of a row to itself."
-    noise += f" Ratios marked ≈ are within twice of it, and say nothing. {found['repeats']} repeats."
+    noise = (
+        f"Ratios are medians of {found['repeats']} rounds, with 95% intervals. Noise floor {found['noise_floor']:.2%}: "
+        "that of a row to itself is so near 1. Ratios marked ≈ are within twice of it, and say nothing."
+    )
     if found["noisy"]:
         noise += " **Noisy run: do not quote it.**"
     return "\n".join([*lines, "", noise])
 
 
-def _within(ratio: float, floor: float) -> str:
-    return " ≈" if ratio != 1 and abs(ratio - 1) < 2 * floor else ""
+def _told(ratio: Mapping[str, float], floor: float) -> str:
+    if ratio["low"] == ratio["high"] == 1:
+        return "1"
+    within = " ≈" if abs(ratio["median"] - 1) < 2 * floor else ""
+    return f"{ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f}){within}"

@@ -72,7 +72,11 @@ def infusion(turns: Turns, told: dict[str, Any]) -> None:
     base = _base(told)
     concept = load_concept(told["pictures_and_masks"], CLASS_NOUN, NAME)
     adapter = Infusion(learning_rate=RATE, max_train_steps=ENDLESS).adapter(base, concept)
-    settings = TrainingSettings(train_batch_size=told["batch_size"], checkpointing_steps=ENDLESS)
+    settings = TrainingSettings(
+        train_batch_size=told["batch_size"],
+        checkpointing_steps=ENDLESS,
+        foundation_reuse=told.get("foundation_reuse", 1),
+    )
     for _ in train(base, adapter, concept, settings):
         turns.done()
 

@@ -10,10 +10,10 @@ needs no queries, keys, values or softmax of its own.
 
 from typing import Any
 
+import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0, XFormersAttnProcessor
 from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
 from torch import Tensor, einsum, nn
-from torch.nn import functional as F
 
 from infusion.base.families import TextLayer
 
@@ -44,11 +44,16 @@ def map_columns(attention: Any, queries: Tensor, keys: Tensor, tokens: Tensor, b
     queries: [K, N, W]. keys: [K, T, W]. tokens: [K, T, M], 1 where a token is in a set. bias: [K, 1, T], added to the
     scores; None for none.
     """
-    queries, keys = (states.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for states in (queries, keys))
-    values = tokens.to(queries.dtype)[:, None].expand(-1, attention.heads, -1, -1)
-    bias = None if bias is None else bias[:, None]
-    columns = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
-    return columns.permute(0, 2, 3, 1).flatten(2)
+    precise = torch.promote_types(queries.dtype, torch.float32)
+
+    def by_head(states: Tensor) -> Tensor:
+        return states.unflatten(-1, (attention.heads, -1)).transpose(1, 2).to(precise)
+
+    scores = by_head(queries) @ by_head(keys).mT * attention.scale  # [K, H, N, T]
+    if bias is not None:
+        scores += bias[:, None]
+    columns = scores.softmax(-1) @ tokens.to(precise)[:, None]
+    return columns.permute(0, 2, 3, 1).flatten(2).to(queries.dtype)
 
 
 def directions(attention: Any, vectors: Tensor) -> Tensor:
