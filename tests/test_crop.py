@@ -56,18 +56,19 @@ def test_the_middle_is_seen_and_nothing_is_squashed(base):
 def test_a_batch_is_of_one_shape_and_every_picture_is_as_likely(base, shapes):
     data = training_set(base, shapes, subject_masks(base, shapes, "buckets"), True, crop="buckets")
     assert isinstance(data, BucketedSet)
-    assert [tuple(one.latents.shape) for one in data.sets] == [(2, 4, 8, 8), (2, 4, 6, 10), (2, 4, 12, 4)]
+    encoded = [one.latents[torch.arange(len(one.latents))] for one in data.sets]
+    assert [tuple(latents.shape) for latents in encoded] == [(2, 4, 8, 8), (2, 4, 6, 10), (2, 4, 12, 4)]
     assert [tuple(one.masks.shape) for one in data.sets] == [(2, 1, 8, 8), (2, 1, 6, 10), (2, 1, 12, 4)]
     weights = [1, 2, 3]
     uneven = BucketedSet(
         [
             replace(
                 one,
-                latents=one.latents[:1].repeat(n, 1, 1, 1),
+                latents=latents[:1].repeat(n, 1, 1, 1),
                 masks=one.masks[:1].repeat(n, 1, 1, 1),
                 prompts_of=one.prompts_of[:1] * n,
             )
-            for one, n in zip(data.sets, weights, strict=True)
+            for one, latents, n in zip(data.sets, encoded, weights, strict=True)
         ]
     )
     drawn = [uneven.batch(1, step_generator(0, step)).latents.shape[-1] for step in range(600)]

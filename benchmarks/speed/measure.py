@@ -173,7 +173,7 @@ def result(of: str, measured: Sequence[Measured], references: Sequence[str], aga
         }
         rows[one.row.name] = times | {
             "ratios": {name: found[one.row.name]._asdict() for name, found in by_reference.items()},
-            **{name: value for name, value in one.about.items() if name not in ("cpu", "wall")},
+            **{name: value for name, value in one.about.items() if name not in ("cpu", "wall", "resident_bytes")},
             **{name: max(one.of(name)) for name in ("peak_bytes", "peak_device_bytes") if name in one.rounds[0]},
         }
         if "network" in times:
@@ -193,8 +193,9 @@ def table(found: Mapping[str, Any]) -> str:
     unit, rows = found["unit"], found["rows"]
     some = next(iter(rows.values()))
     references = list(some["ratios"])
-    head = [found["of"], f"{unit} ms", "least", "wall ms", "least", *(f"× {name}" for name in references), "peak MB"]
-    head += ["on device MB"] * ("peak_device_bytes" in some) + ["outside the network"] * ("network" in some)
+    head = [found["of"], f"{unit} ms", "least", "wall ms", "least", *(f"× {name}" for name in references)]
+    head += ["peak MB"] * ("peak_bytes" in some) + ["on device MB"] * ("peak_device_bytes" in some)
+    head += ["outside the network"] * ("network" in some)
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, row in rows.items():
         cells = [name]

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+import psutil
 import torch
 from diffusers import UNet2DConditionModel
 
@@ -83,7 +84,7 @@ class Turns:
     def done(self) -> None:
         """A step is made. Returns when the next one is wanted; never, when none is."""
         if self._left is None:
-            self._say(self.about | {"cpu": time.process_time()} | _peaks(self.clock.on_cuda))
+            self._say(self.about | {"cpu": time.process_time()} | _memory(self.clock.on_cuda))
             self._wait()
             return
         self._left -= 1
@@ -96,7 +97,7 @@ class Turns:
             }
             if self.clock.on_cuda:
                 taken["device"] = device
-            self._say(taken | _peaks(self.clock.on_cuda))
+            self._say(taken | _memory(self.clock.on_cuda))
             self._wait()
 
     def _say(self, answer: dict[str, Any]) -> None:
@@ -111,7 +112,10 @@ class Turns:
         self._wall, self._cpu, self._device = time.perf_counter(), time.process_time(), self.clock.now()
 
 
-def _peaks(on_cuda: bool) -> dict[str, int]:
-    """Most bytes so far: of the process, and on the device."""
-    peaks = {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-    return peaks | ({"peak_device_bytes": torch.cuda.max_memory_allocated()} if on_cuda else {})
+def _memory(on_cuda: bool) -> dict[str, int]:
+    """Bytes of the process, now and at most so far, and at most so far on the device."""
+    here = {
+        "resident_bytes": psutil.Process().memory_info().rss,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    return here | ({"peak_device_bytes": torch.cuda.max_memory_allocated()} if on_cuda else {})

@@ -142,6 +142,7 @@ def generation(turns: Turns, told: dict[str, Any]) -> None:
             num_inference_steps=told["sampler_steps"],
             guidance_scale=told["guidance_scale"],
             batch_size=told["batch_size"],
+            lock_until=told.get("lock_until", 1.0),
         )
         turns.done()
 

@@ -1,4 +1,4 @@
-"""A concept -> training batches: latents, masks and text encoded once, then drawn by (seed, step) alone."""
+"""A concept -> training batches, drawn by (seed, step) alone; every picture, mask and text is encoded but once."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from infusion.base.noise_schedule import training_timesteps
 from infusion.concept import Concept
 from infusion.crop import cropped
 from infusion.errors import UserError
-from infusion.latents import encode_images
+from infusion.latents import LazyLatents
 from infusion.masks import SubjectMask
 from infusion.prompts import TEMPLATES, class_prompt, name_concept
 
@@ -47,12 +47,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """M pictures (mirror images included) and P prompts, encoded.
+    """M pictures (mirror images included) and P prompts.
 
     latents [M, C, H, W]; masks [M, 1, H, W]; prompts_of: for every picture the prompts that may go with it.
     """
 
-    latents: Tensor
+    latents: Tensor | LazyLatents
     masks: Tensor
     conditioning: Conditioning
     prompts_of: Sequence[Sequence[int]]
@@ -67,11 +67,11 @@ class TrainingSet:
             prompts.append(choices[int(torch.randint(len(choices), (), generator=generator))])
         drawn = torch.randint(self.noise_schedule.config.num_train_timesteps, (size,), generator=generator)
         timesteps = training_timesteps(self.noise_schedule, drawn)
-        noise = torch.randn((size, *self.latents.shape[1:]), generator=generator)
-        device = self.latents.device
-        at = pictures.to(device)
-        conditioning = self.conditioning.rows(prompts)
-        return Batch(self.latents[at], self.masks[at], noise.to(device), timesteps.to(device), conditioning)
+        latents = self.latents[pictures]
+        noise = torch.randn(latents.shape, generator=generator)
+        device = latents.device
+        masks, conditioning = self.masks[pictures.to(device)], self.conditioning.rows(prompts)
+        return Batch(latents, masks, noise.to(device), timesteps.to(device), conditioning)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def training_set(
     words: str | None = None,
     crop: str = "square",
 ) -> TrainingSet | BucketedSet:
-    """Encode a concept's pictures, masks and prompts once.
+    """A concept's pictures, masks and prompts; pictures are encoded as they are drawn.
 
     Args:
         masks: of the same crop; None where pictures are learnt whole.
@@ -126,11 +126,11 @@ def training_set(
 
     def of_size(size: tuple[int, int]) -> TrainingSet:
         rows = [row for row, image in enumerate(images) if image.size == size]
-        latents = encode_images(base, [images[row] for row in rows]).float()
-        latent_masks = [_latent_mask(mask_images[row], latents.shape[-2:]) for row in rows if mask_images]
+        width, height = (side // base.pixels_per_latent for side in size)
+        drawn = [_latent_mask(mask_images[row], (height, width)) for row in rows if mask_images]
         return TrainingSet(
-            latents=latents,
-            masks=torch.stack(latent_masks).to(latents.device) if latent_masks else _whole(latents),
+            latents=LazyLatents(base, [images[row] for row in rows]),
+            masks=(torch.stack(drawn) if drawn else torch.ones(len(rows), 1, height, width)).to(base.device),
             conditioning=conditioning,
             prompts_of=[prompts_of[row] for row in rows],
             noise_schedule=base.noise_schedule,
@@ -143,9 +143,10 @@ def training_set(
 def class_set(base: Base, class_noun: str, latents: Tensor) -> TrainingSet:
     """Pictures that the base drew of `class_prompt(class_noun)`, [M, C, H, W], for prior preservation: learnt whole,
     under the prompt they were drawn with."""
+    latents = latents.to(base.device)
     return TrainingSet(
-        latents=latents.to(base.device),
-        masks=_whole(latents).to(base.device),
+        latents=latents,
+        masks=torch.ones_like(latents[:, :1]),
         conditioning=base.encode([class_prompt(class_noun)]),
         prompts_of=[[0]] * len(latents),
         noise_schedule=base.noise_schedule,
@@ -164,11 +165,6 @@ def _prompts(concept: Concept) -> tuple[list[str], list[list[int]]]:
             prompts_of.append([len(prompts)])
             prompts.append(name_concept(caption, concept.placeholder, concept.class_noun))
     return prompts, prompts_of
-
-
-def _whole(latents: Tensor) -> Tensor:
-    """Masks that leave all of latents [M, C, H, W]: [M, 1, H, W]."""
-    return torch.ones_like(latents[:, :1])
 
 
 def _latent_mask(mask: Image.Image, size: Sequence[int]) -> Tensor:

@@ -24,6 +24,25 @@ def encode_images(base: Base, images: Sequence[Image.Image]) -> Tensor:
     return (torch.cat(latents) - _shift(base)) * base.vae.config.scaling_factor
 
 
+class LazyLatents:
+    """Pictures of one size -> their latents [M, C, H, W] in fp32; each is encoded when it is first asked for."""
+
+    def __init__(self, base: Base, images: Sequence[Image.Image]) -> None:
+        self._base = base
+        self._images = images
+        self._encoded: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Those of rows [B]: [B, C, H, W]."""
+        for row in rows.tolist():
+            if row not in self._encoded:
+                self._encoded[row] = encode_images(self._base, [self._images[row]])[0].float()
+        return torch.stack([self._encoded[row] for row in rows.tolist()])
+
+
 @torch.no_grad()
 def decode_latents(base: Base, latents: Tensor) -> list[Image.Image]:
     """Latents [B, C, H, W] -> pictures."""

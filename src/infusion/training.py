@@ -18,7 +18,7 @@ from infusion.base.noise_schedule import training_target
 from infusion.base.streams import FoundationPass, ValueResiduals
 from infusion.checkpoint import Checkpoint
 from infusion.concept import Concept
-from infusion.dataset import Batch, TrainingSet, class_set, step_generator, training_set
+from infusion.dataset import Batch, class_set, step_generator, training_set
 from infusion.errors import UserError
 from infusion.launch import Processes
 from infusion.masks import SubjectMask, subject_masks
@@ -139,10 +139,11 @@ class Learner:
         elif masks is None:
             masks = subject_masks(base, concept, crop)
         self._data = training_set(base, concept, masks, settings.flip, adapter.words, crop)
-        self._prior = _prior(base, adapter, class_latents)
+        class_latents = _class_latents(base, adapter, class_latents)
+        self._prior = None if class_latents is None else class_set(base, adapter.class_noun, class_latents)
         self._optimizer = torch.optim.AdamW(adapter.parameter_groups())
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
-        identity = _identity(base, adapter, concept, settings, self._prior, crop)
+        identity = _identity(base, adapter, concept, settings, class_latents, crop)
         self._checkpoint = Checkpoint(checkpoint_path, adapter, self._optimizer, identity)
         self.step = self._first_step = self._checkpoint.load()
         self._started = time.monotonic()
@@ -209,12 +210,13 @@ def draw_class(base: Base, class_noun: str, num_images: int, **sampling: Any) ->
     return torch.cat(list(sample_prompts(base, class_prompt(class_noun), seeds=range(num_images), **sampling)))
 
 
-def _prior(base: Base, adapter: Adapter, class_latents: Tensor | None) -> TrainingSet | None:
+def _class_latents(base: Base, adapter: Adapter, given: Tensor | None) -> Tensor | None:
+    """Those of prior preservation, where the method has it."""
     if adapter.method.prior_preservation_weight == 0:
         return None
-    if class_latents is None:
-        class_latents = draw_class(base, adapter.class_noun, adapter.method.num_class_images)
-    return class_set(base, adapter.class_noun, class_latents.float())
+    if given is None:
+        given = draw_class(base, adapter.class_noun, adapter.method.num_class_images)
+    return given.float()
 
 
 def _check_foundation(base: Base, adapter: Adapter) -> None:
@@ -304,7 +306,7 @@ def squared_error(base: Base, denoiser: Denoiser, batch: Batch, masked: bool = T
 
 
 def _identity(
-    base: Base, adapter: Adapter, concept: Concept, settings: TrainingSettings, prior: TrainingSet | None, crop: str
+    base: Base, adapter: Adapter, concept: Concept, settings: TrainingSettings, class_latents: Tensor | None, crop: str
 ) -> str:
     """What must agree for a checkpoint to be continued: base, concept, method and settings, as they were given.
 
@@ -317,7 +319,7 @@ def _identity(
         "concept": [adapter.concept_name, adapter.class_noun, concept.captions],
         "method": [adapter.method.name, asdict(adapter.method)],
         "settings": replace(settings, checkpointing_steps=1).identity(),
-        "class_pictures": list(prior.latents.shape) if prior else None,
+        "class_pictures": None if class_latents is None else list(class_latents.shape),
     }
     if crop != "square":  # which older checkpoints do not name
         facts["crop"] = crop
