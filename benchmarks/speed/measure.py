@@ -1,7 +1,6 @@
 """Rows that take turns -> what each took: medians and minima, ratios within a round, and how far to trust them."""
 
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -87,8 +86,8 @@ class Worker:
 
 
 class Ratio(NamedTuple):
-    """The median of ratios taken within rounds, and its 95% interval, which supposes nothing of how they scatter; of
-    fewer than six rounds, which have no such interval, all that they span."""
+    """The median of ratios taken within rounds, and its 95% interval, which supposes only that rounds are independent;
+    of fewer than six rounds, which have no such interval, all that they span."""
 
     median: float
     low: float
@@ -96,11 +95,8 @@ class Ratio(NamedTuple):
 
     @classmethod
     def of(cls, taken: Sequence[float]) -> "Ratio":
-        interval = quantile_test(taken, q=1.0).confidence_interval(0.95)
-        low, high = (
-            end if math.isfinite(end) else extreme
-            for end, extreme in zip(interval, (min(taken), max(taken)), strict=True)
-        )
+        all_of_them = min(taken), max(taken)
+        low, high = quantile_test(taken).confidence_interval(0.95) if len(taken) > 5 else all_of_them
         return cls(statistics.median(taken), float(low), float(high))
 
     @property
@@ -207,9 +203,11 @@ def table(found: Mapping[str, Any]) -> str:
             outside = row["share_outside_network"]
             cells.append(f"{1000 * outside * row[unit]['median']:.3g} ms, {outside:.1%}")
         lines.append("| " + " | ".join(cells) + " |")
+    spread = "95% intervals" if found["repeats"] > 5 else "all that they span"
     noise = (
-        f"Ratios are medians of {found['repeats']} rounds, with 95% intervals. Noise floor {found['noise_floor']:.2%}: "
-        "that of a row to itself is so near 1. Ratios marked ≈ are within twice of it, and say nothing."
+        f"Ratios are medians of {found['repeats']} rounds, with {spread}. "
+        f"Noise floor {found['noise_floor']:.2%}: so far from 1 does the interval of a row's ratio to itself reach. "
+        "Ratios marked ≈ are within twice that of 1, and say nothing."
     )
     if found["noisy"]:
         noise += " **Noisy run: do not quote it.**"

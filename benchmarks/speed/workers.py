@@ -68,7 +68,7 @@ def _flops(work: Callable[[], Any]) -> int:
 
 
 def infusion(turns: Turns, told: dict[str, Any]) -> None:
-    """Our training step."""
+    """Our training step; after `warm_up_steps`, by when nearly all pictures have been drawn once, and so encoded."""
     base = _base(told)
     concept = load_concept(told["pictures_and_masks"], CLASS_NOUN, NAME)
     adapter = Infusion(learning_rate=RATE, max_train_steps=ENDLESS).adapter(base, concept)
@@ -77,8 +77,9 @@ def infusion(turns: Turns, told: dict[str, Any]) -> None:
         checkpointing_steps=ENDLESS,
         foundation_reuse=told.get("foundation_reuse", 1),
     )
-    for _ in train(base, adapter, concept, settings):
-        turns.done()
+    for progress in train(base, adapter, concept, settings):
+        if progress.step > told.get("warm_up_steps", 0):
+            turns.done()
 
 
 def diffusers_script(turns: Turns, told: dict[str, Any]) -> None:

@@ -305,20 +305,20 @@ def _curve(
     base = shared.reference.base
     rule = SelfCheck(base, concept, load_clip(encoders[0], base.device), load_image_encoder(encoders[1], base.device))
     steps = by_step(run)
-    started, done, opened = time.monotonic(), 0, 0  # what was seen of a checkpoint before is kept: it is not opened
+    started, done, num_opened = time.monotonic(), 0, 0  # what was seen before is kept: such a checkpoint is not opened
     with progress_bar(console, "Looking at checkpoints") as advance:
 
         def open_counted(one: "Given") -> "Model":
-            nonlocal opened
-            opened += 1
+            nonlocal num_opened
+            num_opened += 1
             return open_model(one)
 
         def told(check: "Check") -> None:
             nonlocal done
             done += 1
-            left = (time.monotonic() - started) / max(1, opened) * (len(steps) - done)
+            left = num_opened and (time.monotonic() - started) / num_opened * (len(steps) - done)
             seen = f"step {check.step}: learnt {check.learnt:.2f}, followed {check.followed:.2f}"
-            advance(done, len(steps), f"{seen}, {format_seconds(left)} left" if opened and left else seen)
+            advance(done, len(steps), f"{seen}, {format_seconds(left)} left" if left else seen)
 
         found = curve(shared, steps, open_counted, rule, looked_with(*encoders), told)
     kept, last = steps[found.kept.step], list(steps.values())[-1]

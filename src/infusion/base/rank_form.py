@@ -41,18 +41,19 @@ def has_rank_form(layer: TextLayer) -> bool:
 def map_columns(attention: Any, queries: Tensor, keys: Tensor, tokens: Tensor, bias: Tensor | None) -> Tensor:
     """How much each place attends to each of M sets of tokens: [K, N, M * H], the heads H last.
 
-    queries: [K, N, W]. keys: [K, T, W]. tokens: [K, T, M], 1 where a token is in a set. bias: [K, 1, T], added to the
-    scores; None for none.
+    queries: [K, N, W]. keys: [K, T, W]. tokens: [K, T, M], 1 where a token is in a set. bias: [K, 1, T], numbers, not
+    truth values, added to the scores; None for none.
     """
     precise = torch.promote_types(queries.dtype, torch.float32)
 
     def by_head(states: Tensor) -> Tensor:
         return states.unflatten(-1, (attention.heads, -1)).transpose(1, 2).to(precise)
 
-    scores = by_head(queries) @ by_head(keys).mT * attention.scale  # [K, H, N, T]
-    if bias is not None:
-        scores += bias[:, None]
-    columns = scores.softmax(-1) @ tokens.to(precise)[:, None]
+    with torch.autocast(queries.device.type, enabled=False):  # it would make these products in half precision
+        scores = by_head(queries) * attention.scale @ by_head(keys).mT  # [K, H, N, T]
+        if bias is not None:
+            scores += bias[:, None]
+        columns = scores.softmax(-1) @ tokens.to(precise)[:, None]
     return columns.permute(0, 2, 3, 1).flatten(2).to(queries.dtype)
 
 
