@@ -8,6 +8,7 @@ The first term is the foundation's own output; the second is a column of its map
 needs no queries, keys, values or softmax of its own.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -49,12 +50,17 @@ def map_columns(attention: Any, queries: Tensor, keys: Tensor, tokens: Tensor, b
     def by_head(states: Tensor) -> Tensor:
         return states.unflatten(-1, (attention.heads, -1)).transpose(1, 2).to(precise)
 
-    with torch.autocast(queries.device.type, enabled=False):  # it would make these products in half precision
+    with _no_autocast(queries.device):  # which would make these products in half precision
         scores = by_head(queries) * attention.scale @ by_head(keys).mT  # [K, H, N, T]
         if bias is not None:
             scores += bias[:, None]
         columns = scores.softmax(-1) @ tokens.to(precise)[:, None]
     return columns.permute(0, 2, 3, 1).flatten(2).to(queries.dtype)
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    there = torch.amp.is_autocast_available(device.type)  # not where shapes alone are followed
+    return torch.autocast(device.type, enabled=False) if there else nullcontext()
 
 
 def directions(attention: Any, vectors: Tensor) -> Tensor:
