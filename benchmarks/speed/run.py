@@ -128,8 +128,8 @@ def facts(given: argparse.Namespace) -> dict[str, Any]:
     of_sampling = {"sampler steps": given.sampler_steps, "guidance scale": given.guidance_scale}
     return {
         **(of_model if given.comparison != "command-line" else {}),
+        **({"steps of a turn": given.steps} if given.comparison in ("training", "sampling", "growth") else {}),
         **(of_sampling if given.comparison in ("sampling", "growth") else {}),
-        "steps of a turn": given.steps,
         "device": torch.cuda.get_device_name(given.device) if on_cuda else f"CPU ({platform.machine()})",
         "vector units": torch.backends.cpu.get_cpu_capability(),
         "threads": ENVIRONMENT["OMP_NUM_THREADS"],
