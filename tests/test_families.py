@@ -14,6 +14,7 @@ from tiny_families import PIPELINES, stable_diffusion_3, tiny
 from infusion.adapter_file import load_adapter, save_adapter
 from infusion.base import Base
 from infusion.base.noise_schedule import training_target, training_timesteps
+from infusion.base.streams import FoundationPass
 from infusion.customized_pipeline import customize
 from infusion.dataset import training_set
 from infusion.errors import UserError
@@ -402,16 +403,21 @@ def noise_of(schedule, probe, num):
     return latent_fisher._draws(schedule, probe, num, 0)[1].flatten(0, 1)
 
 
-def test_gradient_checkpointing_changes_no_gradient(base, concept):
-    """Layers that are run again for the backward pass are run with the foundation's maps and the residuals, too."""
+@pytest.mark.parametrize("times", [1, 2])
+def test_gradient_checkpointing_changes_no_gradient(base, concept, times):
+    """Layers that are run again for the backward pass are run with the foundation's maps and the residuals, too; also
+    where the foundation's pass serves `times` steps."""
     runs = []
     adapter = random_adapter(base, concept)
+    prompts = ["a <my-cat>", "a dog" if times == 1 else "a <my-cat> in the snow"]
     for checkpointing in (False, True):
         if checkpointing:
             base.network.enable_gradient_checkpointing()
-        adapter.zero_grad()
-        with base.customized(adapter) as denoiser:
-            denoiser.predict(*inputs(base, ["a <my-cat>", "a dog"], [adapter])).square().mean().backward()
+        foundation = FoundationPass() if times > 1 else None
+        for _ in range(times):
+            adapter.zero_grad()
+            with base.customized(adapter, foundation=foundation) as denoiser:
+                denoiser.predict(*inputs(base, prompts, [adapter])).square().mean().backward()
         runs.append([parameter.grad.clone() for parameter in adapter.parameters()])
     assert all(gradient.abs().max() > 0 for gradient in runs[0])
     for plain, again in zip(*runs, strict=True):

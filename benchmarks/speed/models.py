@@ -5,6 +5,7 @@ Speed does not depend on what weights say. `toybox` is the embedded model itself
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,23 +21,16 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+
+from family_table import MODELS
+
 from infusion.base.model import TOYBOX, TOYBOX_DIR
 
 _VOCABULARY = 49_408  # CLIP's: Textual Inversion's script runs its optimiser over the whole table
 _DOWN = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
 _UP = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
-_SDXL_UNET = {
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
+_SDXL_UNET = next(config for name, _, _, config in MODELS if name == "Stable Diffusion XL")
 
 
 @dataclass(frozen=True)
@@ -87,7 +81,7 @@ def _stable_diffusion(size: Size) -> StableDiffusionPipeline:
         block_out_channels=of(320, 640, 1280, 1280),
         down_block_types=_DOWN,
         up_block_types=_UP,
-        attention_head_dim=8,
+        attention_head_dim=max(1, round(8 * size.width)),  # how many heads; each as wide as it is there
         cross_attention_dim=text_width,
         norm_num_groups=32 if size.width == 1 else 16,
     )
@@ -111,7 +105,7 @@ def _stable_diffusion_xl(size: Size) -> StableDiffusionXLPipeline:
         text_encoder_2=_text_encoder(CLIPTextModelWithProjection, tokenizer, 1280, num_layers=32),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
-        unet=UNet2DConditionModel(sample_size=size.size_px // 8, **_SDXL_UNET),
+        unet=UNet2DConditionModel(**_SDXL_UNET),
         scheduler=_scheduler(),
     )
 

@@ -31,9 +31,9 @@ from turns import Clock
 from infusion.files import save_png, whole_file
 from infusion.toybox.concepts import concept_pictures
 
-INDIVIDUAL, NUM_PICTURES = 41012, 4
+INDIVIDUAL, NUM_PICTURES = 41012, 1  # what a step takes does not depend on how many there are
 NUM_CONCEPTS = 1000
-WARM_UP_STEPS = 30  # a multiple of what a foundation pass may serve
+WARM_UP_STEPS = 12  # a multiple of what a foundation pass may serve
 LOCK_UNTIL = 0.4  # which the judges cannot tell from 1 (docs/log.md, "How long the lock is needed")
 SCRIPTS = ("textual-inversion", "lora", "custom-diffusion")
 _FORWARD, _OURS = Row("UNet forward", "forward"), Row("infusion", "infusion")
@@ -55,8 +55,9 @@ def _again(row: Row) -> Row:
 
 def training_rows(given: argparse.Namespace) -> list[Row]:
     there = given.scripts is not None and given.model != "sdxl"  # which has scripts of its own
-    peers = [Row(_PEER + name, "diffusers_script", {"script": name}) for name in SCRIPTS] if there else []
-    return [_FORWARD, _OURS, _REUSING, *peers, _again(_FORWARD)]
+    peers = [Row(_PEER + name, "diffusers_script", {"script": name}) for name in given.peers] if there else []
+    reusing = [_REUSING] if given.steps % 2 == 0 else []
+    return [_FORWARD, _OURS, *reusing, *peers, _again(_FORWARD)]
 
 
 def _references(rows: Sequence[Row]) -> list[str]:
@@ -270,9 +271,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--scripts", type=Path, metavar="DIR", help="where diffusers' training scripts are")
+    parser.add_argument("--peers", nargs="+", choices=SCRIPTS, default=SCRIPTS, help="which of the scripts")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument(
-        "--steps", type=int, default=2, help="steps of a turn; even, where steps share a foundation pass"
+        "--steps", type=int, default=2, help="steps of a turn; if even, training is timed with foundation_reuse 2 too"
     )
     parser.add_argument("--sampler-steps", type=int, default=10)
     parser.add_argument("--guidance-scale", type=float, default=7.5)

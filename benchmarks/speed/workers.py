@@ -68,7 +68,7 @@ def _flops(work: Callable[[], Any]) -> int:
 
 
 def infusion(turns: Turns, told: dict[str, Any]) -> None:
-    """Our training step; after `warm_up_steps`, by when nearly all pictures have been drawn once, and so encoded."""
+    """Our training step; after `warm_up_steps`, by when all pictures have nearly surely been drawn, and so encoded."""
     base = _base(told)
     concept = load_concept(told["pictures_and_masks"], CLASS_NOUN, NAME)
     adapter = Infusion(learning_rate=RATE, max_train_steps=ENDLESS).adapter(base, concept)
