@@ -99,6 +99,11 @@ class Ratio(NamedTuple):
         low, high = quantile_test(taken).confidence_interval(0.95) if len(taken) > 5 else all_of_them
         return cls(statistics.median(taken), float(low), float(high))
 
+    @staticmethod
+    def spread(num_rounds: int) -> str:
+        """What the bounds are."""
+        return "95% intervals" if num_rounds > 5 else "all that they span"
+
     @property
     def off(self) -> float:
         """How far from 1 the interval reaches."""
@@ -203,9 +208,8 @@ def table(found: Mapping[str, Any]) -> str:
             outside = row["share_outside_network"]
             cells.append(f"{1000 * outside * row[unit]['median']:.3g} ms, {outside:.1%}")
         lines.append("| " + " | ".join(cells) + " |")
-    spread = "95% intervals" if found["repeats"] > 5 else "all that they span"
     noise = (
-        f"Ratios are medians of {found['repeats']} rounds, with {spread}. "
+        f"Ratios are medians of {found['repeats']} rounds, with {Ratio.spread(found['repeats'])}. "
         f"Noise floor {found['noise_floor']:.2%}: so far from 1 does the interval of a row's ratio to itself reach. "
         "Ratios marked ≈ are within twice that of 1, and say nothing."
     )

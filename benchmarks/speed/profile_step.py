@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from measure import HERE
 from models import NAMES, model_dir, size_px
-from run import write_pictures
+from run import write_picture
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
@@ -26,7 +26,7 @@ _NUM_ROWS = 16
 def profiled(model: str, work: Path, device: str, batch_size: int, steps: int) -> profile:
     """Some steps, after one that is left out."""
     base = load_base(model_dir(model, work), device)
-    concept = load_concept(write_pictures(work, size_px(model))["pictures_and_masks"], "cat", "my-cat")
+    concept = load_concept(write_picture(work, size_px(model))["picture_and_mask"], "cat", "my-cat")
     adapter = Infusion(max_train_steps=steps + 1).adapter(base, concept)
     training = train(base, adapter, concept, TrainingSettings(train_batch_size=batch_size))
     next(training)

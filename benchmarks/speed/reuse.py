@@ -104,7 +104,7 @@ def table(found: Mapping[str, Any], steps: int, cost: Mapping[int, float], equal
     yield "|---|---|---|---|---|"
     yield f"| 1 | {cost[1] / 1e9:.2f} | 1 | 1 | 1 |"
     for reuse, figures in compared(found["individuals"], steps, equal).items():
-        as_many, as_dear = (f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})" for figure in figures)
+        as_many, as_dear = (figure.told(3) for figure in figures)
         price = f"{cost[reuse] / 1e9:.2f} | {cost[reuse] / cost[1]:.3f}"
         yield f"| {reuse} | {price} | {as_many} | {as_dear}, {equal[reuse]} steps |"
     yield f"\n{len(found['individuals'])} individuals. Learnt is how far the held-out loss fell."

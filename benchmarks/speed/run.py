@@ -31,10 +31,10 @@ from turns import Clock
 from infusion.files import save_png, whole_file
 from infusion.toybox.concepts import concept_pictures
 
-INDIVIDUAL, NUM_PICTURES = 41012, 1  # what a step takes does not depend on how many there are
+INDIVIDUAL = 41012
 NUM_CONCEPTS = 1000
 WARM_UP_STEPS = 12  # a multiple of what a foundation pass may serve
-LOCK_UNTIL = 0.4  # which the judges cannot tell from 1 (docs/log.md, "How long the lock is needed")
+LOCK_UNTIL = 0.4  # which the judges cannot tell from 1 (../toybox/full/lock_until.md)
 SCRIPTS = ("textual-inversion", "lora", "custom-diffusion")
 _FORWARD, _OURS = Row("UNet forward", "forward"), Row("infusion", "infusion")
 _REUSING = Row("infusion, foundation_reuse 2", "infusion", {"foundation_reuse": 2})
@@ -92,15 +92,16 @@ def growth_rows(batch_size: int) -> list[Row]:
     return [reference, *in_one, *prompts, _again(reference)]
 
 
-def write_pictures(work: Path, side_px: int) -> dict[str, str]:
-    """The same training pictures twice: alone, as diffusers' scripts want them, and with masks beside them."""
-    images, masks = concept_pictures(INDIVIDUAL, NUM_PICTURES, size_px=side_px)
-    alone, with_masks = work / f"pictures-{side_px}", work / f"pictures-and-masks-{side_px}"
-    for number, (image, mask) in enumerate(zip(images, masks, strict=True), start=1):
+def write_picture(work: Path, side_px: int, batch_size: int = 1) -> dict[str, str]:
+    """A training picture with its mask; and again alone, as often as makes some whole batches: diffusers' scripts make
+    no batch larger than their pictures are many, and encode them in every step anyway."""
+    (image,), (mask,) = concept_pictures(INDIVIDUAL, 1, size_px=side_px)
+    alone, with_mask = work / "pictures" / f"{side_px}-{batch_size}", work / "picture-and-mask" / f"{side_px}"
+    for number in range(4 * batch_size):
         save_png(image, alone / f"{number:02d}.png")
-        save_png(image, with_masks / f"{number:02d}.png")
-        save_png(mask, with_masks / "masks" / f"{number:02d}.png")
-    return {"pictures": str(alone), "pictures_and_masks": str(with_masks)}
+    save_png(image, with_mask / "1.png")
+    save_png(mask, with_mask / "masks" / "1.png")
+    return {"pictures": str(alone), "picture_and_mask": str(with_mask)}
 
 
 def yardstick(device: str, dtype: str) -> float:
@@ -230,7 +231,7 @@ COMPARISONS |= {"command-line": command_line}
 def written(found: Found) -> str:
     """A result as Markdown."""
     parts = [concepts_sentence(found) if "num_concepts" in found else table(found)]
-    if "utilisation" in found:
+    if "utilisation" in found and not found["noisy"]:
         shares = ", ".join(f"{row} {share:.1%}" for row, share in found["utilisation"].items())
         parts.append(f"Of a matrix product's {found['matmul_flops_per_second'] / 1e12:.3g} TFLOP/s: {shares}.")
         parts += cached_sentence(found)
@@ -297,7 +298,7 @@ def main() -> None:
         "sampler_steps": given.sampler_steps,
         "guidance_scale": given.guidance_scale,
         "work": str(work),
-        **write_pictures(work, size_px(given.model)),
+        **write_picture(work, size_px(given.model), given.batch_size),
     }
     found = COMPARISONS[given.comparison](given, told)
     found |= {"comparison": given.comparison, "repeats": given.repeats, "facts": facts(given)}

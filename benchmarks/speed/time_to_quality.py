@@ -3,22 +3,25 @@
     OMP_NUM_THREADS=1 python benchmarks/speed/time_to_quality.py
 
 The teacher is a trained concept. Students see its predictions with as much noise on them as they vary by themselves
-(its standard deviation, drawn anew in every step), and are judged without noise, on rows of other pictures that are
-the same for all. A student is there when its squared error has fallen to a tenth of the untrained model's. CPU time of
-the steps alone: teacher, judging and the encoding of pictures are left out. The ways take turns, a step each, so that
-what else the machine does falls on all alike. Differences are taken within an individual; intervals (Student's, 95%)
-are over individuals.
+(its standard deviation, drawn with every batch), and are judged without noise, on rows of other pictures that are the
+same for all. A student is there when its squared error has fallen to a tenth of the untrained model's, by a straight
+line between the logarithms of two judgements. CPU time of the steps alone: teacher, judging and the encoding of
+pictures are left out. The ways take turns, as many rows each. Differences are taken within an individual; intervals
+(Student's, 95%) are over individuals. Results are kept one by one; of other settings they begin anew.
 """
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from reuse import HERE, held_out
+from measure import HERE
+from reuse import held_out, made_before
 from torch import Tensor
 
 from infusion import Infusion, TrainingSettings, load_base, train
@@ -37,10 +40,11 @@ FIRST_INDIVIDUAL = 45100
 GOAL = 0.1  # of the untrained model's error
 _TEACHER = Infusion(learning_rate=0.32, max_train_steps=60)
 _NOISE_SEED = 99_989
+_ENDLESS = 100_000  # steps: whoever looks on stops before
 
 
 class Way(NamedTuple):
-    """Pictures of a step, steps that share a foundation pass, AdamW's learning rate."""
+    """Rows of a step, steps that share a batch and its foundation pass, AdamW's learning rate."""
 
     batch_size: int
     reuse: int
@@ -64,27 +68,46 @@ def _noisy(base: Base, batch: Batch) -> Tensor:
     return base.noise_schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
 
 
-class Student:
-    """An adapter in training on what the teacher predicts. `seconds` of CPU, `error`: judged last, as a share."""
+def error(base: Base, adapter: Adapter, judging: Sequence[Batch], targets: Sequence[Tensor]) -> float:
+    """Mean over the rows of all batches."""
+    squares = [
+        (prediction(base, adapter, batch) - target).square() for batch, target in zip(judging, targets, strict=True)
+    ]
+    return torch.cat(squares).mean().item()
 
-    def __init__(self, base: Base, concept: Concept, way: Way, every: int) -> None:
-        method = Infusion(learning_rate=way.rate, max_train_steps=10**5)
+
+class Student:
+    """An adapter in training on what the teacher predicts.
+
+    curve: at every judgement the step, seconds of CPU so far, and the error as a share of the untrained model's.
+    """
+
+    def __init__(self, base: Base, concept: Concept, way: Way) -> None:
+        method = Infusion(learning_rate=way.rate, max_train_steps=_ENDLESS)
         settings = TrainingSettings(
-            train_batch_size=way.batch_size, foundation_reuse=way.reuse, checkpointing_steps=10**5
+            train_batch_size=way.batch_size,
+            foundation_reuse=way.reuse,
+            checkpointing_steps=_ENDLESS,
+            seed=1,  # not the teacher's batches
         )
         self.base, self.way = base, way
         self.learner = Learner(base, method.adapter(base, concept), concept, settings)
-        self.seconds, self.error = 0.0, 1.0
-        self._between_judgements = max(1, every // way.batch_size)
+        self.seconds = 0.0
+        self.curve = [(0, 0.0, 1.0)]
 
     @property
-    def is_to_be_judged(self) -> bool:
-        return self.learner.step % self._between_judgements == 0
+    def is_there(self) -> bool:
+        return self.curve[-1][-1] <= GOAL
+
+    @property
+    def num_rows(self) -> int:
+        return self.learner.step * self.way.batch_size
 
     def step(self, teacher: Adapter) -> None:
+        of_batch = self.learner.step - self.learner.step % self.way.reuse
         for drawn in self.learner.draws():
             exact = prediction(self.base, teacher, drawn.batch)
-            noise = torch.randn(exact.shape, generator=step_generator(_NOISE_SEED, self.learner.step))
+            noise = torch.randn(exact.shape, generator=step_generator(_NOISE_SEED, of_batch))
             self._learn(drawn, exact + exact.std() * noise)
 
     def _learn(self, drawn: Drawn, target: Tensor) -> None:
@@ -98,64 +121,61 @@ class Student:
         self.learner.update(float(loss.detach()))
         self.seconds += time.process_time() - started
 
-
-def judged(base: Base, adapter: Adapter, judging: Sequence[Batch], targets: Sequence[Tensor]) -> float:
-    errors = [
-        (prediction(base, adapter, batch) - target).square().mean().item()
-        for batch, target in zip(judging, targets, strict=True)
-    ]
-    return sum(errors) / len(errors)
+    def judged(self, error: float) -> None:
+        self.curve.append((self.learner.step, self.seconds, error))
 
 
 def followed(base: Base, seed: int, ways: Sequence[Way], given: argparse.Namespace) -> dict[str, Any]:
-    """One individual: every way until it is there, or until it has seen `--pictures`."""
+    """One individual: every way until it is there, or has learnt from `--rows` rows."""
     concept = concept_of(Individual(seed, individual(seed).class_noun))
     teacher = taught(base, concept)
-    judging = held_out(base, concept, seed, given.rows)
+    judging = held_out(base, concept, seed, given.judging_rows)
     targets = [prediction(base, teacher, batch) for batch in judging]
-    untrained = judged(base, _TEACHER.adapter(base, concept), judging, targets)
-    students = [Student(base, concept, way, given.every) for way in ways]
-    waiting = list(students)
-    while waiting:
+    untrained = error(base, _TEACHER.adapter(base, concept), judging, targets)
+    students = [Student(base, concept, way) for way in ways]
+    while waiting := [one for one in students if not one.is_there and one.num_rows < given.rows]:
         for student in waiting:
-            student.step(teacher)
-            if student.is_to_be_judged:
-                student.error = judged(base, student.learner.adapter, judging, targets) / untrained
-        waiting = [
-            student
-            for student in waiting
-            if student.error > GOAL and student.learner.step * student.way.batch_size < given.pictures
-        ]
+            for _ in range(given.every // student.way.batch_size):
+                student.step(teacher)
+            student.judged(error(base, student.learner.adapter, judging, targets) / untrained)
     return {
         "individual": seed,
         "class_noun": concept.class_noun,
         "untrained": untrained,
-        "ways": [
-            {**student.way._asdict(), "steps": student.learner.step, "cpu": student.seconds, "error": student.error}
-            for student in students
-        ],
+        "curves": [student.curve for student in students],
     }
 
 
-def table(individuals: Sequence[Mapping[str, Any]], pictures: int) -> Iterator[str]:
+def arrival(curve: Sequence[Sequence[float]]) -> tuple[float, float] | None:
+    """Steps and seconds until the goal; None if it was not reached."""
+    if curve[-1][-1] > GOAL:
+        return None
+    (step, seconds, before), (last_step, last_seconds, after) = curve[-2:]
+    share = math.log(before / GOAL) / math.log(before / after)
+    return step + share * (last_step - step), seconds + share * (last_seconds - seconds)
+
+
+def table(found: Mapping[str, Any]) -> Iterator[str]:
     """One row for each way, in units of the first."""
-    yield "| pictures a step | foundation_reuse | learning rate | there | steps | CPU s | × the first row |"
+    individuals = found["individuals"]
+    yield "| rows a step | foundation_reuse | learning rate | there | steps | CPU s | × the first |"
     yield "|---|---|---|---|---|---|---|"
-    for number, way in enumerate(individuals[0]["ways"]):
-        taken = [one["ways"][number] for one in individuals]
-        there = [one["error"] <= GOAL for one in taken]
-        cells = [f"{way['batch_size']}", f"{way['reuse']}", f"{way['rate']:g}", f"{sum(there)} of {len(there)}"]
-        if all(there) and all(one["ways"][0]["error"] <= GOAL for one in individuals):
-            of_first = mean([one["ways"][number]["cpu"] / one["ways"][0]["cpu"] for one in individuals])
-            steps, cpu = (mean([one[name] for one in taken]).value for name in ("steps", "cpu"))
-            ratio = "1" if number == 0 else f"{of_first.value:.2f} ({of_first.low:.2f} to {of_first.high:.2f})"
-            cells += [f"{steps:.0f}", f"{cpu:.1f}", ratio]
+    arrivals = [[arrival(curve) for curve in one["curves"]] for one in individuals]
+    for number, (batch_size, reuse, rate) in enumerate(found["ways"]):
+        pairs = [(own[number], own[0]) for own in arrivals]
+        there = [(own, first) for own, first in pairs if own and first]
+        arrived = sum(own is not None for own, _ in pairs)
+        cells = [f"{batch_size}", f"{reuse}", f"{rate:g}", f"{arrived} of {len(pairs)}"]
+        if len(there) == len(pairs):
+            steps, seconds = (mean([own[which] for own, _ in there]).value for which in (0, 1))
+            ratio = mean([own[1] / first[1] for own, first in there])
+            cells += [f"{steps:.0f}", f"{seconds:.1f}", ratio.told(2) if number else "1"]
         else:
             cells += ["-", "-", "-"]
         yield "| " + " | ".join(cells) + " |"
     yield (
-        f"\n{len(individuals)} individuals. There: the error on held-out rows fell to {GOAL:g} of the untrained "
-        f"model's within {pictures} pictures."
+        f"\n{len(individuals)} individuals. There: the error on {found['judging_rows']} held-out rows fell to {GOAL:g} "
+        f"of the untrained model's before {found['rows']} rows were learnt from. {found['machine']}."
     )
 
 
@@ -165,9 +185,9 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[4, 1, 2, 8], help="the first is the unit")
     parser.add_argument("--reuse", type=int, nargs="+", default=[2, 4], help="with the first of the batch sizes")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.32, 0.64])
-    parser.add_argument("--rows", type=int, default=32, help="of judging")
-    parser.add_argument("--every", type=int, default=16, help="pictures between two judgements")
-    parser.add_argument("--pictures", type=int, default=800, help="that a student may see")
+    parser.add_argument("--judging-rows", type=int, default=32)
+    parser.add_argument("--every", type=int, default=16, help="rows between two judgements; a multiple of batch sizes")
+    parser.add_argument("--rows", type=int, default=800, help="that a student may learn from")
     parser.add_argument("--output-dir", "-o", type=Path, default=HERE / "results")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -177,15 +197,15 @@ def main() -> None:
     ways = [Way(size, reuse, rate) for size, reuse in sizes for rate in given.rates]
     path = given.output_dir / "time-to-quality-toybox.json"
     facts: dict[str, Any] = {"base": base.digest(), "goal": GOAL, "rows": given.rows, "every": given.every}
-    facts |= {"pictures": given.pictures, "noise_seed": _NOISE_SEED, "ways": [list(way) for way in ways]}
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    found = before["individuals"] if {name: before.get(name) for name in facts} == facts else []
-    for seed in range(FIRST_INDIVIDUAL + len(found), FIRST_INDIVIDUAL + given.individuals):
-        found.append(followed(base, seed, ways, given))
+    facts |= {"judging_rows": given.judging_rows, "teacher": asdict(_TEACHER), "ways": [list(way) for way in ways]}
+    facts |= {"machine": f"One thread, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"}
+    found = facts | {"individuals": made_before(path, facts)}
+    for seed in range(FIRST_INDIVIDUAL + len(found["individuals"]), FIRST_INDIVIDUAL + given.individuals):
+        found["individuals"].append(followed(base, seed, ways, given))
         with whole_file(path) as file:
-            file.write_text(json.dumps(facts | {"individuals": found}, indent=1) + "\n", encoding="utf-8")
+            file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print(f"{seed} is done", flush=True)
-    lines = "\n".join(table(found[: given.individuals], given.pictures)) + "\n"
+    lines = "\n".join(table(found)) + "\n"
     with whole_file(path.with_suffix(".md")) as file:
         file.write_text(lines, encoding="utf-8")
     print(lines)

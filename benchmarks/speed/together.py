@@ -91,7 +91,7 @@ def told(taken: dict[str, list[float]], number: int, steps: int) -> Iterator[str
         ratio = _times_as_fast(alone, times)
         cell = "1" if name == "one after another" else f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
         yield f"| {name} | {1000 * step:.1f} | {3600 / 500 / step:.1f} | {cell} |"
-    yield f"\n{number} concepts, {len(alone)} rounds; medians with 95% intervals."
+    yield f"\n{number} concepts; medians of {len(alone)} rounds, with {Ratio.spread(len(alone))}."
 
 
 def _times_as_fast(reference: list[float], times: list[float]) -> Ratio:

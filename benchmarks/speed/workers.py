@@ -70,7 +70,7 @@ def _flops(work: Callable[[], Any]) -> int:
 def infusion(turns: Turns, told: dict[str, Any]) -> None:
     """Our training step; after `warm_up_steps`, by when all pictures have nearly surely been drawn, and so encoded."""
     base = _base(told)
-    concept = load_concept(told["pictures_and_masks"], CLASS_NOUN, NAME)
+    concept = load_concept(told["picture_and_mask"], CLASS_NOUN, NAME)
     adapter = Infusion(learning_rate=RATE, max_train_steps=ENDLESS).adapter(base, concept)
     settings = TrainingSettings(
         train_batch_size=told["batch_size"],
@@ -119,7 +119,7 @@ def diffusers_script(turns: Turns, told: dict[str, Any]) -> None:
 
 def _any_adapter(base: Base, told: dict[str, Any], name: str = NAME) -> Adapter:
     """A concept of random residuals."""
-    adapter = Infusion().adapter(base, load_concept(told["pictures_and_masks"], CLASS_NOUN, name))
+    adapter = Infusion().adapter(base, load_concept(told["picture_and_mask"], CLASS_NOUN, name))
     torch.manual_seed(0)
     for parameter in adapter.parameters():
         parameter.data.normal_(std=0.01)

@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/toybox/lock_until.py benchmarks/toybox/full.toml -o benchmarks/toybox/full
 
-Every individual is learnt as in the benchmark, then drawn with each `--lock-until`, from the same noise. Told are how
-far pictures are from the exact ones (mean difference of pixels, in % of their range) and what the judges b say less
-what they say of the exact ones. Differences are taken within an individual; intervals (Student's, 95%) are over
-individuals, who are not those of the benchmark. Results are kept one by one.
+Every individual is learnt as in the benchmark, then drawn with each `--lock-until`; every picture has a noise of its
+own, which is the same for all shares. Told are how far pictures are from the exact ones (mean difference of pixels, in
+% of their range) and what the judges b say less what they say of the exact ones. Differences are taken within an
+individual; intervals (Student's, 95%) are over individuals, who are not those of the benchmark. Results are kept one by
+one; of other settings they begin anew.
 """
 
 import argparse
@@ -16,31 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from infusion.base import load_base
-from infusion.benchmark import (
-    Ground,
-    Individual,
-    Specification,
-    Workshop,
-    concept_of,
-    load_specification,
-    real_pictures,
-    witnesses_of,
-)
-from infusion.evaluation import Drawn, learnt, pictures, prompts_kept
+from infusion.benchmark import Individual, Row, Specification, Workshop, load_specification, real_pictures, trained
+from infusion.evaluation import Drawn, Reference, draw, learnt, pictures, prompts_kept
 from infusion.files import whole_file
-from infusion.intervals import Figure, mean
-from infusion.methods import Adapter
-from infusion.pipeline import sample_prompts
-from infusion.sampling import few_step_scheduler
+from infusion.intervals import mean
 from infusion.terminal import no_loading_bars
-from infusion.training import train
 
 FIRST_INDIVIDUAL = 45_200
-BASE = "the base"  # beside the shares: what pictures without any concept are off
-_ROW = "infusion"
+EXACT, BASE = "1", "the base"
 
 
 def drawing_plan(spec: Specification, steps: int) -> Specification:
@@ -49,59 +34,41 @@ def drawing_plan(spec: Specification, steps: int) -> Specification:
     return replace(spec, plan=replace(spec.plan, drawing=drawing))
 
 
-def drawn(shop: Workshop, class_noun: str, adapters: Sequence[Adapter], lock_until: float = 1.0) -> Tensor:
-    """Pictures [N, 3, H, W] of the plan's prompts."""
-    reference, plan = shop.reference(class_noun), shop.spec.plan
-    name = f"<{adapters[0].concept_name}>" if adapters else class_noun
-    latents = sample_prompts(
-        shop.base,
-        reference.texts(name),
-        adapters,
-        reference.own_seeds,
-        num_inference_steps=plan.drawing.num_inference_steps,
-        guidance_scale=plan.drawing.guidance_scale,
-        batch_size=10,
-        scheduler=few_step_scheduler(shop.base),
-        lock_until=lock_until,
-    )
-    return pictures(shop.base, torch.cat(list(latents)))
-
-
-def measured(shop: Workshop, individual: Individual, shares: Sequence[float]) -> dict[str, Any]:
+def measured(shop: Workshop, row: Row, individual: Individual, shares: Sequence[float]) -> dict[str, Any]:
     """By share, and for the base: the difference to the exact pictures, facts and identity."""
-    row = next(row for row in shop.spec.rows if row.name == _ROW)
-    concept, noun = concept_of(individual), individual.class_noun
-    adapter = row.method.adapter(shop.base, concept)
-    for _ in train(shop.base, adapter, concept, row.training):
-        pass
-    reference = shop.reference(noun)
-    real = real_pictures(individual, reference.plan)
-    images = {f"{share:g}": drawn(shop, noun, [adapter], share) for share in shares} | {BASE: drawn(shop, noun, [])}
-    found = {}
+    adapter, _ = trained(shop, row, individual)
+    plan = shop.spec.plan_for(individual.class_noun)
+    first_seed = (individual.seed - FIRST_INDIVIDUAL) * len(plan.prompts)
+    reference = Reference(shop.base, individual.class_noun, plan, shop.witnesses, first_seed=first_seed)
+    texts = reference.texts(f"<{adapter.concept_name}>")
+    images = {
+        f"{share:g}": pictures(
+            shop.base, draw(shop.base, plan, texts, reference.own_seeds, [adapter], lock_until=share)
+        )
+        for share in shares
+    }
+    images[BASE] = reference.images
+    real, found = real_pictures(individual, plan), {}
     for name, some in images.items():
         identity, _ = learnt(reference, real, Drawn(some, reference.class_images))
         found[name] = {
-            "pixels": (some - images["1"]).abs().mean().item(),
+            "pixels": (some - images[EXACT]).abs().mean().item(),
             "facts": prompts_kept(reference, some)[0]["facts"].value,
             "identity": identity["identity"].value,
         }
-    return {"individual": individual.seed, "class_noun": noun, "measured": found}
+    return {"individual": individual.seed, "class_noun": individual.class_noun, "measured": found}
 
 
 def table(individuals: Sequence[Mapping[str, Any]], num_pictures: int, steps: int) -> Iterator[str]:
     yield "| lock_until | pixels off, % of their range | facts, less those of 1 | identity, less that of 1 |"
     yield "|---|---|---|---|"
-
-    def told(figure: Figure, digits: int) -> str:
-        return f"{figure.value:.{digits}f} ({figure.low:.{digits}f} to {figure.high:.{digits}f})"
-
     for name in individuals[0]["measured"]:
-        own, exact = ([one["measured"][which] for one in individuals] for which in (name, "1"))
+        own, exact = ([one["measured"][which] for one in individuals] for which in (name, EXACT))
         pixels = mean([100 * some["pixels"] for some in own])
         facts, identity = (
             mean([a[kind] - b[kind] for a, b in zip(own, exact, strict=True)]) for kind in ("facts", "identity")
         )
-        yield f"| {name} | {told(pixels, 2)} | {told(facts, 3)} | {told(identity, 3)} |"
+        yield f"| {name} | {pixels.told(2)} | {facts.told(3)} | {identity.told(3)} |"
     yield f"\n{len(individuals)} individuals, {num_pictures} pictures of each, {steps} steps of DPM-Solver++."
 
 
@@ -112,23 +79,27 @@ def main() -> None:
     parser.add_argument("--individuals", type=int, default=10)
     parser.add_argument("--lock-until", type=float, nargs="+", default=[0.8, 0.6, 0.4, 0.2, 0.0])
     parser.add_argument("--steps", type=int, default=15, help="of the sampler")
+    parser.add_argument("--row", default="infusion", help="of the specification")
     given = parser.parse_args()
     torch.set_num_threads(1)
     no_loading_bars()
     spec = drawing_plan(load_specification(given.specification), given.steps)
-    base = load_base(spec.base)
-    base.freeze()
-    ground = Ground.of(spec, base)
-    shop = Workshop(spec, given.output_dir, base, witnesses_of(spec.judges), ground)
-    classes = list(dict.fromkeys(one.class_noun for one in spec.individuals))
+    shop = Workshop.of(spec, given.output_dir)
+    row = spec.row(given.row)
+    if row is None:
+        parser.error(f'there is no row "{given.row}": {", ".join(row.name for row in spec.rows)}')
     path = given.output_dir / "lock_until.json"
-    facts: dict[str, Any] = {"ground": asdict(ground), "plan": asdict(spec.plan), "lock_until": given.lock_until}
+    facts = {
+        "ground": asdict(shop.ground),
+        "plan": asdict(spec.plan),
+        "lock_until": given.lock_until,
+        "method": [asdict(row.method), row.training.identity()],
+    }
     facts = json.loads(json.dumps(facts))  # as a file gives them back
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     found = before["individuals"] if {name: before.get(name) for name in facts} == facts else []
-    for number in range(len(found), given.individuals):
-        individual = Individual(FIRST_INDIVIDUAL + number, classes[number % len(classes)])
-        found.append(measured(shop, individual, [1.0, *given.lock_until]))
+    for individual in spec.others(FIRST_INDIVIDUAL, given.individuals)[len(found) :]:
+        found.append(measured(shop, row, individual, [1.0, *given.lock_until]))
         with whole_file(path) as file:
             file.write_text(json.dumps(facts | {"individuals": found}, indent=1) + "\n", encoding="utf-8")
         print(individual.seed, "is done", flush=True)

@@ -23,9 +23,7 @@ from typing import Any
 
 import torch
 
-from infusion.base import load_base
 from infusion.benchmark import (
-    Ground,
     Individual,
     Row,
     Specification,
@@ -33,7 +31,6 @@ from infusion.benchmark import (
     concept_of,
     load_specification,
     real_pictures,
-    witnesses_of,
 )
 from infusion.comparison import FEWEST
 from infusion.encoders import load_clip, load_image_encoder
@@ -168,20 +165,14 @@ def main() -> None:
     torch.set_num_threads(1)
     no_loading_bars()
     spec = judging_plan(load_specification(arguments.specification))
-    base = load_base(spec.base)
-    base.freeze()
-    ground = Ground.of(spec, base)
-    shop = Workshop(spec, arguments.output_dir, base, witnesses_of(spec.judges), ground)
-    classes = list(dict.fromkeys(one.class_noun for one in spec.individuals))
-    individuals = [
-        Individual(arguments.first_individual + n, classes[n % len(classes)]) for n in range(arguments.individuals)
-    ]
+    shop = Workshop.of(spec, arguments.output_dir)
+    individuals = spec.others(arguments.first_individual, arguments.individuals)
     longer, every = arguments.times_longer, arguments.every
     rows = [row for row in spec.rows if arguments.rows is None or row.name in arguments.rows]
     part, parts = (int(number) for number in arguments.part.split("/"))
     wanted = {}
     for row, individual in [(row, one) for one in individuals for row in rows]:
-        facts: list[Any] = [longer, every, PROMPTS, asdict(ground), asdict(spec.plan), asdict(individual)]
+        facts: list[Any] = [longer, every, PROMPTS, asdict(shop.ground), asdict(spec.plan), asdict(individual)]
         facts += [asdict(row.method), row.training.identity()]
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         wanted[arguments.output_dir / arguments.name / row.name / f"{individual.seed}-{key}.json"] = row, individual

@@ -121,6 +121,11 @@ class Specification:
         """The row called so; None for the base's rows."""
         return next((row for row in self.rows if row.name == name), None)
 
+    def others(self, first_seed: int, num: int) -> list[Individual]:
+        """Individuals beside those of the benchmark, of its classes in turn."""
+        classes = list(dict.fromkeys(one.class_noun for one in self.individuals))
+        return [Individual(first_seed + n, classes[n % len(classes)]) for n in range(num)]
+
     def plan_for(self, class_noun: str) -> Plan:
         """The plan, with the prompts about other classes than this one."""
         unrelated = tuple(text for text in self.plan.unrelated if not re.search(rf"\b{class_noun}\b", text))
@@ -430,6 +435,12 @@ class Workshop:
     ground: Ground
     references: dict[str, Reference] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, spec: Specification, folder: Path) -> "Workshop":
+        base = load_base(spec.base)
+        base.freeze()
+        return cls(spec, folder, base, witnesses_of(spec.judges), Ground.of(spec, base))
+
     def reference(self, class_noun: str) -> Reference:
         if class_noun not in self.references:
             plan = self.spec.plan_for(class_noun)
@@ -449,11 +460,7 @@ def witnesses_of(judges: str) -> Witnesses:
 
 @cache
 def _workshop(spec_path: str, folder: str) -> Workshop:
-    spec = load_specification(spec_path)
-    witnesses = witnesses_of(spec.judges)
-    base = load_base(spec.base)
-    base.freeze()
-    return Workshop(spec, Path(folder), base, witnesses, Ground.of(spec, base))
+    return Workshop.of(load_specification(spec_path), Path(folder))
 
 
 def make(spec_path: str, folder: str, unit: Unit) -> str | None:

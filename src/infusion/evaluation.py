@@ -116,16 +116,26 @@ def draw(
     seeds: Sequence[int] | Sequence[Sequence[int]],
     adapters: Sequence[Named] = (),
     report: Callable[[int], None] | None = None,
+    lock_until: float = 1.0,
 ) -> Tensor:
     """Latents [N, C, H, W] of every text with every seed, in few steps.
 
     Args:
         seeds: of every text alike, or a list for each text.
+        lock_until: as `sample_prompts` has it.
         report: called with how many were drawn, after every batch.
     """
-    sampling = {"num_inference_steps": plan.drawing.num_inference_steps, "guidance_scale": plan.drawing.guidance_scale}
-    scheduler = few_step_scheduler(base)
-    batches = sample_prompts(base, texts, adapters, seeds, scheduler=scheduler, batch_size=16, **sampling)  # type: ignore[arg-type]
+    batches = sample_prompts(
+        base,
+        texts,
+        adapters,
+        seeds,
+        num_inference_steps=plan.drawing.num_inference_steps,
+        guidance_scale=plan.drawing.guidance_scale,
+        batch_size=16,
+        scheduler=few_step_scheduler(base),
+        lock_until=lock_until,
+    )
     drawn = []
     for latents in batches:
         drawn.append(latents)

@@ -19,6 +19,10 @@ class Figure(NamedTuple):
     high: float
     num: int
 
+    def told(self, digits: int) -> str:
+        """ "0.84 (0.62 to 1.07)"."""
+        return f"{self.value:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+
 
 class Gate(NamedTuple):
     """What a figure has to reach; `at_least` is None for a figure that is only shown. Shares have the unit "%"."""
