@@ -89,3 +89,11 @@ def test_time_in_the_network_is_counted_once(pipe, monkeypatch):
     prediction.sum().backward()
     assert network.taken() == 1
     assert network.taken() == 0
+
+
+def test_a_student_arrives_between_two_judgements(monkeypatch):
+    monkeypatch.syspath_prepend(SPEED)  # scripts find those beside them
+    arrival = load("time_to_quality").arrival
+    curve = [(0, 0.0, 1.0), (4, 2.0, 0.2), (8, 4.0, 0.05)]  # a tenth lies halfway, by the logarithm
+    assert arrival(curve) == (pytest.approx(6), pytest.approx(3))
+    assert arrival(curve[:2]) is None

@@ -68,7 +68,7 @@ def _flops(work: Callable[[], Any]) -> int:
 
 
 def infusion(turns: Turns, told: dict[str, Any]) -> None:
-    """Our training step; after `warm_up_steps`, by when all pictures have nearly surely been drawn, and so encoded."""
+    """Our training step; after `warm_up_steps`, by when the picture and its mirror image have been encoded."""
     base = _base(told)
     concept = load_concept(told["picture_and_mask"], CLASS_NOUN, NAME)
     adapter = Infusion(learning_rate=RATE, max_train_steps=ENDLESS).adapter(base, concept)
