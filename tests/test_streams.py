@@ -89,6 +89,25 @@ def written_out(base, adapters, latents, timesteps, told):
     return prediction[len(told) :]
 
 
+def with_values_of_their_own(base, adapters, latents, timesteps, told):
+    """The plain network, whose values have the residuals added at the concepts' tokens; maps are as they come."""
+    handles = []
+    for path, layer in base.text_layers.items():
+
+        def add(_module, _inputs, values, path=path):
+            values = values.clone()
+            for row, tokens in enumerate(told.concept_tokens):
+                for adapter in adapters:
+                    values[row, list(tokens.get(adapter.concept_name, ()))] += adapter.residuals()[path]
+            return values
+
+        handles.append(layer.attention.get_submodule(layer.values).register_forward_hook(add))
+    prediction = base.predict(latents, timesteps, told)
+    for handle in handles:
+        handle.remove()
+    return prediction
+
+
 def gradients(adapters, prediction):
     """Of a loss that weighs every element differently, [P]."""
     weights = torch.linspace(0.5, 1.5, prediction[NAMED].numel(), dtype=torch.float64).reshape(prediction[NAMED].shape)
@@ -224,6 +243,7 @@ def test_released_rows_have_maps_of_their_own(concept, name):
     base = precise(name)
     locked, single = (two_adapters(base, concept, streams=streams) for streams in ("dual", "single"))
     given = inputs(base, locked)
+    expected = with_values_of_their_own(base, locked, *given)
     rows = []
     layer = next(iter(base.text_layers.values())).attention.get_submodule("to_q")
     with base.customized(*locked) as denoiser:
@@ -234,13 +254,15 @@ def test_released_rows_have_maps_of_their_own(concept, name):
         handle.remove()
         denoiser.release(False)
         assert torch.equal(denoiser.predict(*given), before)
-    assert rows == [1, 3], "every row runs once"
-    assert_equal(released, predicted(base, single, *given))
+    assert rows == [len(PROMPTS)], "every row runs once, all in one pass"
+    assert torch.equal(released[2], base.predict(*given)[2])
+    assert torch.equal(released, predicted(base, single, *given))
+    assert_equal(released, expected)
     assert (released[NAMED] - before[NAMED]).abs().max() > 1e-9
 
 
 def test_pictures_with_the_lock_released(base, adapter):
-    """One call for guidance and one for the concept in each later step; prompts without one are untouched."""
+    """One call in each later step, as of a plain picture; prompts without a concept are untouched."""
     settings = {"seeds": (1,), "num_inference_steps": 4, "batch_size": 1}
     rows = []
     base.network.conv_in.register_forward_hook(lambda _m, _i, output: rows.append(len(output)))
@@ -252,6 +274,6 @@ def test_pictures_with_the_lock_released(base, adapter):
     differences = [(picture - exact)[0].abs().max() for picture in (half, never)]
     assert 0 < differences[0] < differences[1]
     plain = [2] * 4
-    assert rows == [2, 1] * 4 + plain + [2, 1] * 2 + [1, 1] * 2 + plain + [1, 1] * 4 + plain
+    assert rows == [2, 1] * 4 + plain + [2, 1] * 2 + [2] * 2 + plain + plain + plain
     with pytest.raises(UserError, match=r"lock_until = 1\.5"):
         next(sample_prompts(base, "a cat", lock_until=1.5))

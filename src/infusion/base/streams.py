@@ -61,15 +61,14 @@ class FoundationPass:
 class _Plan:
     """The rows of the customized pass: K of the batch's B rows.
 
-    at: [K] their places in the batch; others: [B - K] those of the rest. changed: which of the K name a concept; the
-    others only keep the batch in shape. borrows: [K] whether they take over their twins' maps. concepts: those that are
-    named, at most M in one row. slots: [K, M] their indices in `concepts`. tokens: [K, T, M], 1 at the tokens that name
-    them. in_rank_form: the layers that need nothing of their own.
+    at: [K] their places in the batch. changed: which of the K name a concept; the others only keep the batch in shape.
+    borrows: [K] whether they take over their twins' maps. concepts: those that are named, at most M in one row. slots:
+    [K, M] their indices in `concepts`. tokens: [K, T, M], 1 at the tokens that name them. in_rank_form: the layers that
+    need nothing of their own.
     """
 
     batch_size: int
     at: Tensor
-    others: Tensor
     changed: Sequence[int]
     borrows: Sequence[bool]
     concepts: Sequence[str]
@@ -80,7 +79,7 @@ class _Plan:
     @property
     def is_whole(self) -> bool:
         """Whether it is the batch, row by row, so that nothing of the foundation's prediction is left in the result."""
-        return len(self.changed) == len(self.at) == self.batch_size
+        return len(self.at) == self.batch_size and (len(self.changed) == self.batch_size or not any(self.borrows))
 
     def take(self, value: Any) -> Any:
         """Its rows of everything that has one entry per row of the batch; all else as it is."""
@@ -97,7 +96,7 @@ class TwinStreams:
     borrows: [B] which of those rows take over the foundation's maps; by default what the residuals say.
     among_others: a batch may hold other rows too, such as the unconditional ones of guidance; then `text_states`
     [B, T, C] say which are the `rows`, and `found`, whether any were.
-    released: rows that name a concept have maps of their own, and no foundation beside them.
+    released: rows that name a concept have maps of their own, and no foundation beside them: one pass for all rows.
     foundation: is filled by the first call, and spares later ones the foundation's pass, where nothing else is read of
     it; for a batch that is given again and again. By default every call has its own.
     """
@@ -154,10 +153,10 @@ class TwinStreams:
             self._forget()
             return original(**inputs, return_dict=as_output)
         # taken first, because the network empties some of the lists it is given
-        rows = self._of_rows(inputs, plan.take)
+        shared = self.family.shared_inputs
+        rows = {name: value if name in shared else plan.take(value) for name, value in inputs.items()}
         self._forget()
-        run = self._others if self.released else self._foundation_pass
-        prediction = run(original, inputs, plan)
+        prediction = self._foundation_pass(original, inputs, plan)
         self._replaying = plan
         self._start.give(self._found.start.copy() if self._lasting else self._found.start)
         changed = original(**rows, return_dict=True)
@@ -167,10 +166,6 @@ class TwinStreams:
             at = plan.at[plan.changed]
             changed.sample = prediction.index_copy(0, at, changed.sample[plan.changed])
         return changed if as_output else (changed.sample,)
-
-    def _of_rows(self, inputs: Mapping[str, Any], take: Callable[[Any], Any]) -> dict[str, Any]:
-        """The network's inputs for some rows."""
-        return {name: value if name in self.family.shared_inputs else take(value) for name, value in inputs.items()}
 
     def _forget(self) -> None:
         self._replaying = None
@@ -182,6 +177,7 @@ class TwinStreams:
 
         Guidance puts blocks of other rows beside the prompts' own. Where the prompts stand in several blocks, attention
         may treat the blocks differently (perturbed-attention guidance does), so that all of them are kept together.
+        Where nothing is taken over, all rows are: those without a concept get residuals of nothing, and are the base's.
         """
         batch_size = len(next(iter(inputs.values())))  # the noisy latents, whatever the network calls them
         text_states = inputs["encoder_hidden_states"]
@@ -190,8 +186,10 @@ class TwinStreams:
         of_prompts = self._blocks(batch_size, text_states)
         if not named or not any(of_prompts):
             return None
-        kept = list(range(len(of_prompts))) if sum(of_prompts) > 1 else [of_prompts.index(True)]
-        rows = [(block, row) for block in kept for row in named]
+        borrowing = {row: self._borrows(row, ours[row]) for row in named}
+        twinned = any(borrowing.values())
+        kept = [of_prompts.index(True)] if twinned and sum(of_prompts) == 1 else range(len(of_prompts))
+        rows = [(block, row) for block in kept for row in (named if twinned else range(len(ours)))]
         concepts = sorted({concept for row in named for concept in ours[row]})
         most = max(len(ours[row]) for row in named)
         slots = torch.zeros(len(rows), most, dtype=torch.long)
@@ -200,7 +198,7 @@ class TwinStreams:
             for m, concept in enumerate(ours[row] if of_prompts[block] else ()):
                 slots[k, m] = concepts.index(concept)
                 tokens[k, list(self.rows[row][concept]), m] = 1
-        borrows = [self._borrows(row, ours[row]) for _, row in rows]
+        borrows = [borrowing.get(row, False) for _, row in rows]
         at = [block * len(self.rows) + row for block, row in rows]
 
         def there(tensor: Tensor) -> Tensor:
@@ -209,8 +207,7 @@ class TwinStreams:
         return _Plan(
             batch_size=batch_size,
             at=there(torch.tensor(at)),
-            others=there(torch.tensor(sorted(set(range(batch_size)) - set(at)), dtype=torch.long)),
-            changed=[k for k, (block, _) in enumerate(rows) if of_prompts[block]],
+            changed=[k for k, (block, row) in enumerate(rows) if of_prompts[block] and ours[row]],
             borrows=borrows,
             concepts=concepts,
             slots=there(slots),
@@ -273,14 +270,6 @@ class TwinStreams:
         finally:
             self._recording = None
             self._start.reached()
-
-    def _others(self, original: Callable[..., Any], inputs: Mapping[str, Any], plan: _Plan) -> Tensor | None:
-        """The untouched network on the rows that are not customized: its prediction, in their places."""
-        if not len(plan.others):
-            return None
-        rows = self._of_rows(inputs, lambda value: _take_rows(value, plan.others, plan.batch_size))
-        predicted = original(**rows, return_dict=False)[0]
-        return predicted.new_zeros(plan.batch_size, *predicted.shape[1:]).index_copy(0, plan.others, predicted)
 
     def _on_attention(
         self, path: str, layer: TextLayer, original: Callable[..., Any], *args: Any, **kwargs: Any
