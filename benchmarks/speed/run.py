@@ -34,7 +34,7 @@ from infusion.toybox.concepts import concept_pictures
 INDIVIDUAL = 41012
 NUM_CONCEPTS = 1000
 WARM_UP_STEPS = 4  # a multiple of what a foundation pass may serve
-LOCK_UNTIL = 0.4  # which the judges cannot tell from 1 (../toybox/full/lock_until.md)
+LOCK_UNTIL = 0.4  # what is lost by it: ../toybox/full/lock_until.md
 SCRIPTS = ("textual-inversion", "lora", "custom-diffusion")
 _FORWARD, _OURS = Row("UNet forward", "forward"), Row("infusion", "infusion")
 _REUSING = Row("infusion, foundation_reuse 2", "infusion", {"foundation_reuse": 2})
