@@ -214,7 +214,7 @@ def table(found: Mapping[str, Any]) -> str:
         "Ratios marked ≈ are within twice that of 1, and say nothing."
     )
     if found["noisy"]:
-        noise += " **Noisy run: do not quote it.**"
+        noise += " **Noisy run: quote it, if at all, with this floor.**"
     return "\n".join([*lines, "", noise])
 
 
