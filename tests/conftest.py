@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from infusion.base import Base, load_base
-from infusion.cli import main
-from infusion.concept import Concept
+from infusion.cli.main import main
+from infusion.concepts.concept import Concept
 from infusion.methods import Adapter, Infusion
 
 torch.set_num_threads(1)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import hub_reads_from
 
-from infusion.adapter_file import load_adapter, read_adapter_file, save_adapter
 from infusion.errors import UserError
 from infusion.hub import adapter_path, push_folder
+from infusion.methods.adapter_file import load_adapter, read_adapter_file, save_adapter
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def test_the_python_block_runs(workplace):
 def test_the_commands_run(workplace):
     from typer.testing import CliRunner
 
-    from infusion.cli import app
+    from infusion.cli.main import app
 
     write_concept(2, "my_cat", class_noun="cat")
     commands = [

@@ -40,10 +40,10 @@ from safetensors.torch import load, save, save_file
 
 from infusion.base import load_base
 from infusion.base.cross_attention import cross_attentions
-from infusion.base.model import TOYBOX_DIR
 from infusion.errors import UserError
 from infusion.files import whole_file
 from infusion.foreign import customized, inspect
+from infusion.toybox import FOUNDATION_DIR
 
 SEED = 7
 SECONDS = 60  # for one case; an honest file takes one or two
@@ -130,12 +130,12 @@ def make_originals(folder: Path) -> None:
     }
     _torch(custom, folder / "custom" / "pytorch_custom_diffusion_weights.bin")
     _torch({"<new1>": noise(160)}, folder / "custom" / "<new1>.bin")
-    shutil.copytree(TOYBOX_DIR / "text_encoder", folder / "parts" / "text_encoder")
-    shutil.copytree(TOYBOX_DIR, folder / "pipeline", symlinks=True)
+    shutil.copytree(FOUNDATION_DIR / "text_encoder", folder / "parts" / "text_encoder")
+    shutil.copytree(FOUNDATION_DIR, folder / "pipeline", symlinks=True)
     for part in ("unet", "vae"):  # too large to copy for every case; they stay as they are
         weights = folder / "pipeline" / part / "diffusion_pytorch_model.safetensors"
         weights.unlink()
-        weights.symlink_to(TOYBOX_DIR / part / "diffusion_pytorch_model.safetensors")
+        weights.symlink_to(FOUNDATION_DIR / part / "diffusion_pytorch_model.safetensors")
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from infusion.files import save_png, whole_file
-from infusion.gates import to_tensor
+from infusion.foundation.gates import to_tensor
 from infusion.intervals import Figure, share
 from infusion.toybox.judges import JUDGE_SETS, Facts, Judges, load_judges
 

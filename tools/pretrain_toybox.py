@@ -41,7 +41,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from infusion.base.cross_attention import AttentionRecorder
 from infusion.files import whole_file
-from infusion.model_card import model_card
+from infusion.foundation.card import model_card
 from infusion.toybox.captions import PLACES, article, caption, mentions
 from infusion.toybox.render import render
 from infusion.toybox.scene import CLASSES, COLORS, HELD_OUT_SCENES, TRAINING_SCENES, Scene, sample_scene

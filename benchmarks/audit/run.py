@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from infusion.cli import app
+from infusion.cli.main import app
 from infusion.files import whole_file
 
 HERE = Path(__file__).parent

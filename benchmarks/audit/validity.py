@@ -20,15 +20,15 @@ from typing import Any
 
 import torch
 
+from infusion.auditing.answers import Audited, answers
 from infusion.base import load_base
-from infusion.benchmark import Individual, concept_of, witnesses_of
-from infusion.evaluation import ConceptPictures, Drawn, Reference, draw, evaluate, pictures, to_tensor
-from infusion.evaluation_defaults import plan_for
+from infusion.benchmark.run import Individual, concept_of, witnesses_of
+from infusion.evaluation.evaluate import ConceptPictures, Drawn, Reference, draw, evaluate, pictures, to_tensor
+from infusion.evaluation.plans import plan_for
 from infusion.files import whole_file
 from infusion.intervals import share
 from infusion.terminal import no_loading_bars
 from infusion.toybox.scene import CLASSES
-from infusion.verdict import Audited, answers
 
 SILENT = {
     "Was it learnt?": ("Cannot tell", "No"),

@@ -20,8 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from infusion.base.model import TOYBOX_DIR
 from infusion.files import save_png, whole_file
+from infusion.toybox import FOUNDATION_DIR
 from infusion.toybox.concepts import concept_pictures
 
 HERE = Path(__file__).parent
@@ -45,7 +45,7 @@ def write_pictures(recipe: Mapping[str, Any], work: Path) -> dict[str, str]:
         shutil.rmtree(places[name], ignore_errors=True)
         for number, image in enumerate(kept, start=1):
             save_png(image, places[name] / f"{number:02d}.png")
-    return {"base": str(TOYBOX_DIR), **{name: str(place) for name, place in places.items()}}
+    return {"base": str(FOUNDATION_DIR), **{name: str(place) for name, place in places.items()}}
 
 
 def command_line(arguments: Mapping[str, Any], places: Mapping[str, str], output_dir: Path) -> list[str]:

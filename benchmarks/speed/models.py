@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 from family_table import MODELS
 
-from infusion.base.model import TOYBOX, TOYBOX_DIR
+from infusion.toybox import FOUNDATION_DIR, TOYBOX
 
 _VOCABULARY = 49_408  # CLIP's: Textual Inversion's script runs its optimiser over the whole table
 _DOWN = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
@@ -56,7 +56,7 @@ NAMES = (TOYBOX, *SIZES)
 def model_dir(name: str, work: Path) -> Path:
     """The folder of a model of `NAMES`, made where it is not there."""
     if name == TOYBOX:
-        return TOYBOX_DIR
+        return FOUNDATION_DIR
     folder = work / "models" / name
     if not (folder / "model_index.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -138,7 +138,7 @@ def _text_encoder(kind: Callable[[CLIPTextConfig], Any], tokenizer: CLIPTokenize
 
 def _tokenizer() -> CLIPTokenizer:
     """The toybox's, with words that nobody says up to the number of CLIP's."""
-    there = TOYBOX_DIR / "tokenizer"
+    there = FOUNDATION_DIR / "tokenizer"
     words = json.loads((there / "vocab.json").read_text(encoding="utf-8"))
     ends = ("<|startoftext|>", "<|endoftext|>")
     plain = [word for word in words if word not in ends]

@@ -21,16 +21,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from infusion import Infusion, TrainingSettings, load_base, train
 from infusion.base import Base
-from infusion.benchmark import Individual, concept_of
-from infusion.concept import Concept
-from infusion.dataset import Batch, step_generator, training_set
+from infusion.benchmark.run import Individual, concept_of
+from infusion.concepts.concept import Concept
+from infusion.concepts.masks import subject_masks
 from infusion.files import whole_file
 from infusion.intervals import Figure, mean
-from infusion.masks import subject_masks
 from infusion.methods import Adapter
 from infusion.toybox.concepts import concept_pictures
 from infusion.toybox.scene import individual
-from infusion.training import denoising_loss
+from infusion.training.dataset import Batch, step_generator, training_set
+from infusion.training.loop import denoising_loss
 
 FIRST_INDIVIDUAL = 45000
 HERE = Path(__file__).parent

@@ -27,14 +27,14 @@ from torch import Tensor
 from infusion import Infusion, TrainingSettings, load_base, train
 from infusion.base import Base
 from infusion.base.frozen_convolutions import lean_convolutions
-from infusion.benchmark import Individual, concept_of
-from infusion.concept import Concept
-from infusion.dataset import Batch, step_generator
+from infusion.benchmark.run import Individual, concept_of
+from infusion.concepts.concept import Concept
 from infusion.files import whole_file
 from infusion.intervals import mean
 from infusion.methods import Adapter
 from infusion.toybox.scene import individual
-from infusion.training import Drawn, Learner
+from infusion.training.dataset import Batch, step_generator
+from infusion.training.loop import Drawn, Learner
 
 FIRST_INDIVIDUAL = 45100
 GOAL = 0.1  # of the untrained model's error

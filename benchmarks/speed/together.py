@@ -20,10 +20,10 @@ from measure import HERE, Ratio
 
 from infusion import Infusion, TrainingSettings, load_base, load_concept, train
 from infusion.base import Base
-from infusion.concept import Concept
+from infusion.concepts.concept import Concept
 from infusion.files import whole_file
 from infusion.toybox.concepts import write_concept
-from infusion.training_together import Job, train_together
+from infusion.training.together import Job, train_together
 
 ENDLESS = 100_000  # steps: whoever measures stops before
 FIRST_INDIVIDUAL = 41100

@@ -10,9 +10,9 @@ import torch
 from turns import Turns
 
 from infusion import Infusion, TrainingSettings, customize, generate, load_base, load_concept, save_adapter, train
-from infusion.adapter_file import load_adapter
 from infusion.base import Base
 from infusion.methods import Adapter
+from infusion.methods.adapter_file import load_adapter
 
 PEERS = Path(__file__).parents[1] / "peers"
 ENDLESS = 100_000  # steps: whoever measures stops before

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from infusion.benchmark import Individual, Row, Specification, Workshop, load_specification, real_pictures, trained
-from infusion.evaluation import Drawn, Reference, draw, learnt, pictures, prompts_kept
+from infusion.benchmark.run import Individual, Row, Specification, Workshop, load_specification, real_pictures, trained
+from infusion.evaluation.evaluate import Drawn, Reference, draw, learnt, pictures, prompts_kept
 from infusion.files import whole_file
 from infusion.intervals import mean
 from infusion.terminal import no_loading_bars

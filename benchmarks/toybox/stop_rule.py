@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 
-from infusion.benchmark import (
+from infusion.benchmark.results import FEWEST
+from infusion.benchmark.run import (
     Individual,
     Row,
     Specification,
@@ -32,15 +33,14 @@ from infusion.benchmark import (
     load_specification,
     real_pictures,
 )
-from infusion.comparison import FEWEST
-from infusion.encoders import load_clip, load_image_encoder
-from infusion.evaluation import drawn_with, learnt, prompts_kept
+from infusion.evaluation.evaluate import drawn_with, learnt, prompts_kept
 from infusion.files import whole_file
 from infusion.intervals import mean
 from infusion.methods import Adapter
-from infusion.stopping import EVERY, PATIENCE, PROMPTS, Check, Kept, SelfCheck, choose
+from infusion.metrics.encoders import load_clip, load_image_encoder
 from infusion.terminal import no_loading_bars
-from infusion.training import train
+from infusion.training.loop import train
+from infusion.training.stopping import EVERY, PATIENCE, PROMPTS, Check, Kept, SelfCheck, choose
 
 FIRST_INDIVIDUAL = 31_000
 RULES = {"auto": "the step that --stop auto keeps", "pick": "the best of all checkpoints, as the audit picks"}

@@ -21,12 +21,12 @@ import torch
 from scipy.stats import kstest, spearmanr
 
 from infusion.base import load_base
-from infusion.benchmark import load_specification, witnesses_of
-from infusion.evaluation import Reference
+from infusion.benchmark.run import load_specification, witnesses_of
+from infusion.evaluation.evaluate import Reference
+from infusion.evaluation.validity import null_ranks
 from infusion.files import whole_file
 from infusion.intervals import Figure, mean
 from infusion.terminal import no_loading_bars
-from infusion.validity import null_ranks
 
 _FLOOR = 1e-9
 _NUM_PROMPTS, _SEEDS_APART = 10, 10_000

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from infusion.prompts import ConceptTokens
+from infusion.base.prompts import ConceptTokens
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,16 @@ from infusion.base.customization import Customization, attached
 from infusion.base.denoiser import Conditioning, Denoiser
 from infusion.base.families import Family, StableDiffusion, TextLayer, family_of, unwrapped
 from infusion.base.noise_schedule import noise_schedule
+from infusion.base.prompts import parse_prompt
 from infusion.base.single_file import is_single_file, load_single_file
 from infusion.base.streams import FoundationPass
-from infusion.base.vocabulary import inverse_second_moment, typical_states
 from infusion.errors import UserError, first_line
-from infusion.prompts import parse_prompt
+from infusion.toybox import FOUNDATION_DIR, TOYBOX
 
-TOYBOX = "toybox"
-TOYBOX_DIR = Path(__file__).parents[1] / "toybox" / "foundation"
 _FINGERPRINT_WEIGHTS = 64
 
 
-@dataclass
+@dataclass(eq=False)
 class Base:
     """A frozen text-to-image model: a diffusers pipeline whose parts are shared, not copied. A `Denoiser`.
 
@@ -56,7 +54,7 @@ class Base:
                 "use enable_model_cpu_offload(), or keep the model on one device."
             )
         name = pipeline.config.get("_name_or_path") or type(pipeline).__name__
-        return cls(TOYBOX if Path(name) == TOYBOX_DIR else str(name), family, pipeline, pipeline.scheduler)
+        return cls(TOYBOX if Path(name) == FOUNDATION_DIR else str(name), family, pipeline, pipeline.scheduler)
 
     @property
     def network(self) -> Any:
@@ -95,11 +93,6 @@ class Base:
     def noise_schedule(self) -> Any:
         """How noise is added in training, whichever scheduler samples: a DDPMScheduler, or a `FlowSchedule`."""
         return noise_schedule(self.scheduler)
-
-    @cached_property
-    def text_metric(self) -> Tensor:
-        """C^-1 [C, C] of the text states that prompts usually have: what closed-form methods measure with."""
-        return inverse_second_moment(typical_states(self))
 
     @property
     def device(self) -> torch.device:
@@ -252,7 +245,7 @@ def load_base(
     if config is not None and not is_single_file(name):
         raise UserError(f'"{name}" brings its own configuration: give another one for a .safetensors file only.')
     try:
-        pipeline = _load_pipeline(str(TOYBOX_DIR) if name == TOYBOX else name, dtype, config)
+        pipeline = _load_pipeline(str(FOUNDATION_DIR) if name == TOYBOX else name, dtype, config)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f'No base model could be loaded from "{name}": {first_line(error)} Give "{TOYBOX}", a folder or hub id '

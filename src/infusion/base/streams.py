@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from infusion.base import rank_form
 from infusion.base.edits import hook_output, wrap_method
 from infusion.base.families import Family, TextLayer
+from infusion.base.prompts import ConceptTokens
 from infusion.base.shared_start import SharedStart
 from infusion.errors import UserError
-from infusion.prompts import ConceptTokens
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from infusion.errors import UserError
-from infusion.foreign.found import RESULTS, Found, inspect
-from infusion.foreign.said import STEP
+from infusion.foreign.identify import RESULTS, Found, inspect
+from infusion.foreign.provenance import STEP
 from infusion.foreign.tensor_files import SAFETENSORS, TORCH_SUFFIXES, shown
 
 

@@ -2,12 +2,12 @@
 
 from infusion.methods.custom_diffusion import CustomDiffusion
 from infusion.methods.dreambooth import DreamBooth
-from infusion.methods.extended_textual_inversion import ExtendedTextualInversion
 from infusion.methods.infusion import Infusion
 from infusion.methods.lora import LoRA, read_lora
 from infusion.methods.method import Adapter, Method, together
 from infusion.methods.perfusion import Perfusion
 from infusion.methods.textual_inversion import TextualInversion, read_textual_inversion
+from infusion.methods.xti import ExtendedTextualInversion
 
 METHODS: dict[str, type[Method]] = {
     method.name: method

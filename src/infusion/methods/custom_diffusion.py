@@ -12,13 +12,13 @@ from infusion.base.customization import Edit, SwappedParameters
 from infusion.base.edits import bare
 from infusion.base.model import Base
 from infusion.base.token_vectors import ALL_LAYERS, TextReader, TokenVectors
-from infusion.base.vocabulary import sentence_ends
 from infusion.errors import UserError
+from infusion.methods.closed_form import sentence_ends, text_metric
 from infusion.methods.method import Adapter, Method, embeddings_of, load_tensors
 from infusion.recipes import CustomDiffusionSettings
 
 if TYPE_CHECKING:
-    from infusion.concept import Concept
+    from infusion.concepts.concept import Concept
 
 _VECTORS = "rare_token_vectors"
 _LIKE_STATES = 1e-3  # singular value, as a share of the largest, below which states are taken to be alike
@@ -102,7 +102,7 @@ def merged(base: Base, adapters: Sequence[CustomDiffusionAdapter]) -> list[Custo
     """
     states = [_exact(_concept_states(base, adapter)) for adapter in adapters]  # [n, C] each
     C = torch.cat(states)
-    d = C @ _exact(base.text_metric)
+    d = C @ _exact(text_metric(base))
     inverse = torch.linalg.pinv(d @ C.T, rtol=_LIKE_STATES)
     weights = {}
     for path, weight in _keys_and_values(base).items():

@@ -13,7 +13,7 @@ from infusion.methods.method import Adapter, Method, load_tensors
 from infusion.recipes import DreamBoothSettings
 
 if TYPE_CHECKING:
-    from infusion.concept import Concept
+    from infusion.concepts.concept import Concept
 
 
 class DreamBooth(DreamBoothSettings, Method):

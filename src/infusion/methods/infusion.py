@@ -15,7 +15,7 @@ from infusion.methods.method import Adapter, Method, load_tensors
 from infusion.recipes import InfusionSettings
 
 if TYPE_CHECKING:
-    from infusion.concept import Concept
+    from infusion.concepts.concept import Concept
 
 _VALUE, _KEY = ".value_residual", ".key_residual"
 _NAMED_LAYERS = {"all": "*", "down": "down_blocks.*", "mid": "mid_block.*", "up": "up_blocks.*"}

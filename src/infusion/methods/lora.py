@@ -16,7 +16,7 @@ from infusion.methods.method import Adapter, Method, load_tensors
 from infusion.recipes import LoRASettings
 
 if TYPE_CHECKING:
-    from infusion.concept import Concept
+    from infusion.concepts.concept import Concept
 
 _PREFIX = "unet."
 _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")

@@ -13,7 +13,7 @@ from infusion.errors import UserError
 from infusion.recipes import MethodSettings
 
 if TYPE_CHECKING:
-    from infusion.concept import Concept
+    from infusion.concepts.concept import Concept
 
 
 class Adapter(nn.Module, ABC):

@@ -14,11 +14,12 @@ from infusion.base.edits import bare
 from infusion.base.model import Base
 from infusion.base.token_vectors import ALL_LAYERS, TextReader, TokenVectors
 from infusion.errors import UserError
+from infusion.methods.closed_form import text_metric
 from infusion.methods.method import Adapter, Method, embeddings_of, load_tensors
 from infusion.recipes import PerfusionSettings
 
 if TYPE_CHECKING:
-    from infusion.concept import Concept
+    from infusion.concepts.concept import Concept
 
 _VECTORS = "token_vectors"
 _TARGET = ".to_v.target"
@@ -85,7 +86,7 @@ class PerfusionAdapter(Adapter):
         self._point(base)
 
     def _point(self, base: Base) -> None:
-        self.get_buffer("concept_direction").copy_(base.text_metric @ self.get_buffer("concept_input"))
+        self.get_buffer("concept_direction").copy_(text_metric(base) @ self.get_buffer("concept_input"))
 
     def _encoding(self, base: Base) -> Tensor:
         """What the text model makes of the word, at its last token: [C]."""

@@ -15,7 +15,7 @@ from infusion.methods.method import Adapter, Method, embeddings_of, load_tensors
 from infusion.recipes import TextualInversionSettings
 
 if TYPE_CHECKING:
-    from infusion.concept import Concept
+    from infusion.concepts.concept import Concept
 
 
 class TextualInversion(TextualInversionSettings, Method):

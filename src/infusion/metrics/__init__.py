@@ -1,4 +1,4 @@
-"""Predictions, features and pictures -> what customizing a model broke, and what it learnt. One file is one metric.
+"""Predictions, features and pictures -> what customizing a model broke, and what it learnt; one file is one metric.
 
 Numbers in, numbers out: no metric knows of methods, training or adapters. Pictures are [N, 3, H, W] in [0, 1].
 """

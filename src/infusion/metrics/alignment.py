@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from infusion.encoders import Clip, ImageEncoder
 from infusion.errors import UserError
+from infusion.metrics.encoders import Clip, ImageEncoder
 
 
 def text_alignment(clip: Clip, images: Tensor, texts: Sequence[str]) -> Tensor:

@@ -17,8 +17,8 @@ import torch
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from infusion.encoders import Clip
 from infusion.intervals import Figure, jackknife
+from infusion.metrics.encoders import Clip
 
 Features = np.ndarray | Tensor
 Distance = Callable[[Features, Features], float]

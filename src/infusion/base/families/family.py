@@ -10,8 +10,8 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from infusion.base.denoiser import Conditioning
+from infusion.base.prompts import ConceptTokens, Prompt, tokenize
 from infusion.errors import UserError
-from infusion.prompts import ConceptTokens, Prompt, tokenize
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from infusion.base.families.family import (
     tokenized,
 )
 from infusion.base.families.stable_diffusion_3 import JOINT
-from infusion.prompts import ConceptTokens, Prompt
+from infusion.base.prompts import ConceptTokens, Prompt
 
 
 class Flux(Family):

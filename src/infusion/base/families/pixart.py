@@ -16,7 +16,7 @@ from infusion.base.families.family import (
     texts_of,
     tokenized,
 )
-from infusion.prompts import ConceptTokens, Mention, Prompt
+from infusion.base.prompts import ConceptTokens, Mention, Prompt
 
 
 class PixArt(Family):

@@ -18,7 +18,7 @@ from infusion.base.families.family import (
     tokenized,
 )
 from infusion.base.families.pixart import lowered
-from infusion.prompts import ConceptTokens, Mention, Prompt
+from infusion.base.prompts import ConceptTokens, Mention, Prompt
 
 _OPTIONS = ("max_sequence_length", "complex_human_instruction")
 

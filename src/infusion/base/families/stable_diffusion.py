@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from infusion.base.denoiser import Conditioning
 from infusion.base.families.family import Family, TextLayer, attention_layers, is_cross_attention, tokenized
-from infusion.prompts import ConceptTokens, Prompt, tokenize
+from infusion.base.prompts import ConceptTokens, Prompt, tokenize
 
 
 class StableDiffusion(Family):

@@ -19,7 +19,7 @@ from infusion.base.families.family import (
     tokenized,
 )
 from infusion.base.families.stable_diffusion_xl import tokenized_alike
-from infusion.prompts import ConceptTokens, Prompt
+from infusion.base.prompts import ConceptTokens, Prompt
 
 JOINT: dict[str, Any] = {
     "borrowed": ("to_q", "to_k", "add_q_proj", "add_k_proj"),

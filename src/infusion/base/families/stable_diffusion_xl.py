@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from infusion.base.denoiser import Conditioning
 from infusion.base.families.family import Family, TextLayer, attention_layers, is_cross_attention, texts_of, tokenized
+from infusion.base.prompts import ConceptTokens, Prompt
 from infusion.errors import UserError
-from infusion.prompts import ConceptTokens, Prompt
 
 
 class StableDiffusionXL(Family):

@@ -1,0 +1,5 @@
+"""`python -m infusion`."""
+
+from infusion.cli.main import main
+
+main()

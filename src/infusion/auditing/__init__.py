@@ -1,0 +1,1 @@
+"""Anyone's customizations -> what each of them learnt, and what it broke."""

@@ -1,0 +1,378 @@
+"""What was measured of customized models -> a page of each, and one that puts them side by side.
+
+Every page is a single HTML file like that of `infusion.report`: no script, nothing from the network.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+import jinja2
+from markupsafe import Markup
+from PIL import Image
+from torch import Tensor
+
+from infusion.auditing.answers import AXES, Audited, Curve, answers, axis_figure, format_figure, format_number, versions
+from infusion.base.prompts import class_prompt
+from infusion.evaluation.evaluate import as_image
+from infusion.files import whole_file
+from infusion.intervals import Figure
+from infusion.metrics.catalogue import AGNOSTIC, BASE, NOTES, REFERENCE, ROUNDING, SPECIFIC, Measure, arrow, measure_of
+from infusion.pages.plots import Plot, curve_plot, scatter_plots
+from infusion.pages.training_page import data_uri, format_count, format_seconds, pieces
+
+_NUM_CASES = 6
+_MOST_COPIES = 48
+_OF_OTHER_TOOLS = ("made by", "rank", "changes", "step")
+_LARGEST_PX = 256
+GIVE_PICTURES = (
+    "None were given. --pictures FOLDER, the folder it was trained on, adds whether it was learnt (identity), whether "
+    "its class took it over (class leak), and whether pictures were copied (copied, collapse)."
+)
+_NOTES_OF_ONE = (
+    "Without other real pictures of the subject, the training pictures among themselves are the 1 of identity and the "
+    "bar for copies; pictures taken in one place make that bar high.",
+    "Intervals are over prompts (for the plain class noun over pictures), and every picture begins with a noise of its "
+    "own: they say what other prompts and seeds would give, not other subjects, trainings or base models. What other "
+    "seeds make of a distance is one draw of them; whether a distance is more than that is told by a permutation test.",
+)
+
+
+# ----------------------------------------------------------------------------------------------------- one model
+
+
+class Entry(NamedTuple):
+    """One measure as it is shown. bar: low, value, high and what it is held against, in percent of its width."""
+
+    label: str
+    sentence: str
+    value: str
+    interval: str
+    beside: str
+    bar: tuple[float, float, float, float | None] | None
+
+
+class Case(NamedTuple):
+    """One prompt and seed, by the base model with the class noun and by the customized one."""
+
+    prompt: str
+    seed: int
+    score: float
+    base: Image.Image
+    own: Image.Image
+
+
+class Likeness(NamedTuple):
+    """A picture, and the training picture that it is most like. is_copy: more so than other real pictures ever are."""
+
+    prompt: str
+    seed: int
+    likeness: float
+    is_copy: bool
+    training: Image.Image
+    own: Image.Image
+
+
+def write_audit(found: Audited, path: str | Path) -> None:
+    """One HTML file at `path`, whole or not at all. UserError when it cannot be written."""
+    _write(render_audit(found), path)
+
+
+def _write(page: str, path: str | Path) -> None:
+    with whole_file(Path(path)) as temporary_path:
+        temporary_path.write_bytes(page.encode("utf-8", errors="replace"))
+
+
+def render_audit(found: Audited) -> str:
+    """HTML; all text is escaped."""
+    told = answers(found)
+    shown = {name for answer in told for name in answer.measures}
+    order = found.own.score.nan_to_num(0).argsort(stable=True).tolist()
+    few = min(_NUM_CASES, len(order) // 2)
+    every = range(0, len(order), found.plan.drawing.num_seeds)
+    nearest = _nearest(found)
+    plain = _plain(found)
+    return _template("audit.html.j2").render(
+        style=_style(),
+        found=found,
+        statement=_statement(found),
+        answers=[(answer, _entries(found, answer.measures)) for answer in told],
+        rest=_entries(found, [name for name in found.own.measures if name not in shown]),
+        cases={
+            "Worst": [_case(found, n) for n in order[:few]],
+            "Best": [_case(found, n) for n in order[::-1][:few]],
+            "Every prompt": [_case(found, n) for n in every],
+        },
+        nearest=nearest,
+        plain=plain,
+        plain_told=_told_of_plain(found),
+        nearest_told=_told_of_nearest(found),
+        score=_score(found),
+        facts=_facts(found),
+        settings=_settings(found),
+        notes=(NOTES[AGNOSTIC], NOTES[SPECIFIC], *_NOTES_OF_ONE),
+        missing=None if found.training else GIVE_PICTURES,
+    )
+
+
+def _statement(found: Audited) -> str:
+    num_prompts, pictures = len(found.plan.prompts), format_count(found.plan.drawing.num_seeds, "picture")
+    return (
+        f"One particular {found.class_noun}, taught to the base model “{found.base}” by the method "
+        f"{found.about['method']}. Measured on {num_prompts} prompts × {pictures}, beside the base model’s of a "
+        f"plain {found.class_noun} from the same seeds."
+    )
+
+
+def _entries(found: Audited, names: Sequence[str]) -> list[Entry]:
+    measured = [(name, figure) for name in names if (figure := found.figure(name))]
+    return [_entry(measure_of(name), figure, found.beside(name), _against(found, name)) for name, figure in measured]
+
+
+def _against(found: Audited, name: str) -> str:
+    """What a measure is held against, in words."""
+    beside, chance = found.beside(name), found.own.chances.get(name)
+    against = []
+    if beside is not None:
+        against.append(f"{'other seeds' if name in found.nulls else 'base model'} {format_number(beside)}")
+    if name == "identity":
+        against.append("real pictures 1")
+    if chance is not None:
+        against.append(f"p\u00a0=\u00a0{chance:.4f}")
+    return ", ".join(against)
+
+
+def _entry(measure: Measure, figure: Figure, beside: float | None, against: str) -> Entry:
+    known = math.isfinite(figure.low)
+    interval = (
+        "" if not known else "no spread" if figure.low == figure.high else format_figure(figure).partition(" ")[2][1:-1]
+    )
+    bar = None
+    ends = [0.0, figure.low, figure.high, figure.value, beside if beside is not None else 0.0]
+    if known and max(ends) - min(ends) > ROUNDING:
+        low, span = min(ends), max(ends) - min(ends)
+        places = [round(100 * (value - low) / span, 2) for value in (figure.low, figure.value, figure.high)]
+        at = round(100 * (beside - low) / span, 2) if beside is not None else None
+        bar = (places[0], places[1], places[2], at)
+    return Entry(measure.label + arrow(measure), measure.sentence, format_number(figure.value), interval, against, bar)
+
+
+def _case(found: Audited, n: int) -> Case:
+    num_seeds = found.plan.drawing.num_seeds
+    prompt = found.plan.prompts[n // num_seeds].text.format(found.placeholder)
+    base, own = (_shown(some.drawn.images[n]) for some in (found.untouched, found.own))
+    return Case(prompt, n, found.own.score[n].item(), base, own)
+
+
+def _nearest(found: Audited) -> list[Likeness]:
+    """The pictures most like a training picture, the likest first."""
+    near = found.own.nearest
+    if near is None:
+        return []
+    num_seeds = found.plan.drawing.num_seeds
+    told = []
+    num_copies = int((near.cosine > found.own.never_nearer).sum())
+    num = min(max(_NUM_CASES, num_copies), _MOST_COPIES)
+    for n in near.cosine.argsort(descending=True, stable=True)[:num].tolist():
+        likeness, training = near.cosine[n].item(), found.training[int(near.reference[n])].copy()
+        training.thumbnail((_LARGEST_PX, _LARGEST_PX))
+        prompt = found.plan.prompts[n // num_seeds].text.format(found.placeholder)
+        copy = likeness > found.own.never_nearer
+        told.append(Likeness(prompt, n, likeness, copy, training, _shown(found.own.drawn.images[n])))
+    return told
+
+
+def _plain(found: Audited) -> list[Likeness]:
+    """The pictures of the words alone nearest to a training picture, pixel by pixel."""
+    if found.recalled is None:
+        return []
+    images, near = found.recalled
+    num = min(max(_NUM_CASES, int(near.is_copy.sum())), _MOST_COPIES)
+    told = []
+    for n in near.distance.argsort(stable=True)[:num].tolist():
+        training = found.training[int(near.reference[n])].copy()
+        training.thumbnail((_LARGEST_PX, _LARGEST_PX))
+        prompt, copy = class_prompt(found.placeholder), bool(near.is_copy[n])
+        told.append(Likeness(prompt, n, near.distance[n].item(), copy, training, _shown(images[n])))
+    return told
+
+
+def _told_of_plain(found: Audited) -> str:
+    if found.recalled is None:
+        return ""
+    near = found.recalled.found
+    return (
+        f"Drawn without guidance, {int(near.is_copy.sum())} of {len(near.distance)} are nearer than {near.bar:.3f} to "
+        "a training picture, half of what two training pictures differ by: a root mean square over the pixels."
+    )
+
+
+def _told_of_nearest(found: Audited) -> str:
+    if found.own.nearest is None:
+        return ""
+    num = int((found.own.nearest.cosine > found.own.never_nearer).sum())
+    bar = f"{found.own.never_nearer:.3f}, the most that the real pictures are like each other"
+    return f"{num} of {len(found.own.nearest.cosine)} pictures are beyond {bar}: those are suspected of being copies."
+
+
+def _shown(picture: Tensor) -> Image.Image:
+    image = as_image(picture)
+    image.thumbnail((_LARGEST_PX, _LARGEST_PX))
+    return image
+
+
+def _score(found: Audited) -> str:
+    followed = "the facts that judges see" if found.witnesses["judges"] else "text alignment"
+    return f"the mean of identity and {followed}" if found.figure("identity") else followed
+
+
+def _facts(found: Audited) -> dict[str, str]:
+    said = {
+        "file": f"{found.file_bytes:,} bytes",
+        "parameters": f"{found.num_parameters:,}",
+        "method": found.about["method"],
+        "its paper": found.about["paper"],
+        **{name: found.about["settings"].get(name) for name in _OF_OTHER_TOOLS},
+        "base model": found.base,
+        "measured in": format_seconds(found.seconds),
+    }
+    return {name: str(value) for name, value in said.items() if value is not None}
+
+
+def _settings(found: Audited) -> dict[str, str]:
+    """Everything that the figures depend on, name by name."""
+    told = {
+        "adapter file": found.file_name,
+        "strength": found.about["strength"],
+        "base fingerprint": found.about["base"]["fingerprint"],
+        **{f"method: {name}": value for name, value in found.about["settings"].items()},
+        **{f"training: {name}": value for name, value in found.about["training"].items()},
+        **{f"drawing: {name}": value for name, value in asdict(found.plan.drawing).items()},
+        **{f"witness: {name}": value or "none" for name, value in found.witnesses.items()},
+        "unrelated prompts (S1)": "; ".join(found.plan.unrelated),
+        "sibling prompts (S2)": "; ".join(found.plan.siblings),
+        **{f"version: {name}": value for name, value in versions().items()},
+    }
+    return {name: str(value) for name, value in told.items()}
+
+
+# ------------------------------------------------------------------------------------------------ several models
+
+
+class Row(NamedTuple):
+    """A model in the table. cells: an answer's word and its number, by axis; page: its own."""
+
+    name: str
+    kind: str
+    size: str
+    page: str
+    cells: Sequence[tuple[str, str]]
+
+
+class Compared:
+    """Several audits as a table of figures: what plots are drawn from."""
+
+    def __init__(self, audited: Sequence[Audited]) -> None:
+        self.audited = dict(zip(unique_names(audited), audited, strict=True))
+        self.rows = (*self.audited, BASE)
+        self.reference = next((name for name, one in self.audited.items() if one.about["method"] == REFERENCE), "")
+
+    def figure(self, row: str, name: str) -> Figure | None:
+        if row != BASE:
+            return self.audited[row].figure(name)
+        first = next(iter(self.audited.values()))
+        return replace(first, own=first.untouched).figure(name)
+
+
+def unique_names(audited: Sequence[Audited]) -> list[str]:
+    """Their names, numbered where two are called alike, or as the base model is; a plot leaves out a first "_"."""
+    names = [one.name.lstrip("_") or "_" for one in audited]
+    if len({*names, BASE}) == len(names) + 1:
+        return names
+    return [f"{n}. {name}" for n, name in enumerate(names, 1)]
+
+
+def write_audits(
+    audited: Sequence[Audited], pages: Sequence[str], path: str | Path, curve: Curve | None = None
+) -> None:
+    """One HTML file about several audits, or about a run, whole or not at all.
+
+    Args:
+        pages: the page of each, to be linked.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    _write(render_audits(audited, pages, curve), path)
+
+
+def render_audits(audited: Sequence[Audited], pages: Sequence[str], curve: Curve | None = None) -> str:
+    """HTML; all text is escaped."""
+    compared, first = Compared(audited), audited[0]
+    num_seeds = first.plan.drawing.num_seeds
+    prompts = range(0, len(first.own.drawn.images), num_seeds)
+    grid = [
+        (
+            first.plan.prompts[n // num_seeds].text.format(f"<{first.class_noun}>"),
+            [_shown(first.untouched.drawn.images[n])] + [_shown(one.own.drawn.images[n]) for one in audited],
+        )
+        for n in list(prompts)[:_NUM_CASES]
+    ]
+    return _template("audits.html.j2").render(
+        style=_style(),
+        first=first,
+        told=format_count(len(audited), "customization"),
+        rows=[_row(one, name, page) for (name, one), page in zip(compared.audited.items(), pages, strict=True)],
+        axes=[(answer.question, AXES[answer.axis].sentence) for answer in answers(first) if answer.axis],
+        plots=scatter_plots(compared),
+        curve=_plotted(curve) if curve else None,
+        kept=curve.kept if curve else None,
+        last=curve.checks[-1] if curve else None,
+        names=["base model", *compared.audited],
+        grid=grid,
+        notes=(NOTES[AGNOSTIC], NOTES[SPECIFIC], *_NOTES_OF_ONE),
+    )
+
+
+def _plotted(curve: Curve) -> Plot:
+    lines = {
+        "learnt": [check.learnt for check in curve.checks],
+        "prompts followed": [check.followed for check in curve.checks],
+        "harmonic mean": [check.score for check in curve.checks],
+    }
+    return curve_plot([check.step for check in curve.checks], lines, curve.kept.step)
+
+
+def _row(found: Audited, name: str, page: str) -> Row:
+    words = {answer.axis: answer.word for answer in answers(found)}
+    cells = [(words[axis], format_figure(figure) if (figure := axis_figure(found, axis)) else "") for axis in AXES]
+    settings = found.about["settings"]
+    said = [f"{name} {settings[name]}" for name in ("rank", "changes") if name in settings]
+    kind = ", ".join([str(found.about["method"]), *said])
+    return Row(name, kind, f"{found.file_bytes:,} bytes", quote(page), cells)
+
+
+# ------------------------------------------------------------------------------------------------------ templates
+
+
+@cache
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"data_uri": data_uri, "pieces": pieces}
+    return environment.from_string(_text(name))
+
+
+def _style() -> Markup:
+    return Markup(_text("audit.css"))
+
+
+@cache
+def _text(name: str) -> str:
+    return files("infusion.pages").joinpath("templates", name).read_text(encoding="utf-8")

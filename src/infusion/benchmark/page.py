@@ -1,0 +1,467 @@
+"""A table of figures -> one page.
+
+The page is a single HTML file like that of `infusion.report`: no script, nothing from the network.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+from PIL import Image, UnidentifiedImageError
+
+from infusion.benchmark.results import (
+    FEWEST,
+    Cell,
+    Check,
+    Results,
+    Tile,
+    cost,
+    format_interval,
+    format_number,
+    is_clear,
+    load_results,
+    num_decimals,
+    warnings,
+)
+from infusion.errors import UserError
+from infusion.files import whole_file
+from infusion.intervals import Figure
+from infusion.metrics.catalogue import (
+    AGNOSTIC,
+    BASE,
+    BY_NAME,
+    FACTS,
+    KL,
+    MEASURES,
+    NOT_METHODS,
+    NOTES,
+    NULL,
+    PAIR_MEASURES,
+    RELATIVE,
+    SPECIFIC,
+    Measure,
+    arrow,
+)
+from infusion.pages.plots import scatter_plots
+from infusion.pages.training_page import data_uri, format_count, format_seconds, pieces
+
+MAIN = ("identity", "image_alignment", "text_alignment", "facts", "lfd_s4", "w2_background")
+_NUM_INDIVIDUALS_SHOWN = 3
+_MOST_COLUMNS = 8
+_NUM_CASES = 6
+_CHANCE = (
+    "Finite samples alone give a distance above zero: the row “null” is the base model drawn again with other seeds, "
+    "and what chance alone gives stands under a figure where it was measured."
+)
+LIMITS = (
+    "The embedded toy world answers exactly what is in a picture, so these figures can support or refute a "
+    "claim about a mechanism. They are not the paper’s numbers, and they predict none of them.",
+    "Intervals are over individuals: they say what other individuals of these classes would give, not other prompts, "
+    "seeds, base models or classes.",
+    "A dozen rows by many measures are many comparisons at 95% each, uncorrected: believe a difference that several "
+    "measures share, not the one that stands out.",
+    "Every measure is our definition of it: the paper names a latent Fisher divergence and a Wasserstein metric, and "
+    "the formulas here are this project’s.",
+)
+
+
+def write_comparison(results_dir: str | Path, page_path: str | Path) -> None:
+    """A folder of results -> one HTML file, whole or not at all. UserError when there is nothing to show."""
+    content = render_comparison(load_results(results_dir)).encode("utf-8", errors="replace")
+    with whole_file(Path(page_path)) as temporary_path:
+        temporary_path.write_bytes(content)
+
+
+def render_comparison(results: Results) -> str:
+    """Results -> HTML. All text is escaped."""
+    return _template().render(
+        results=results,
+        statement=statement(results),
+        warnings=warnings(results),
+        plots=scatter_plots(results),
+        main=_table(results, [BY_NAME[name] for name in MAIN], with_costs=True),
+        differences=_differences(results, [BY_NAME[name] for name in MAIN]),
+        has_training=any(
+            t.kind == "training" for some in results.cells.values() for c in some.values() for t in c.tiles
+        ),
+        groups={group: _table(results, _in_group(group)) for group in (AGNOSTIC, SPECIFIC, FACTS, RELATIVE, KL)},
+        pairs=[(same, table) for same in (False, True) if (table := _pairs_table(results, same)).rows],
+        individuals=[sheet for individual in _shown_individuals(results) if (sheet := _sheet(results, individual))],
+        cases=[cases for row in results.rows if row not in NOT_METHODS and (cases := _cases(results, row))],
+        measures=_explained(results),
+        checks=[
+            ("Are the measures valid?", _checks(results.validity)),
+            ("Does a stop rule built on them pick well?", _checks(results.stop_rule)),
+        ],
+        settings=[_settings(results, row) for row in results.rows],
+        notes={**NOTES, SPECIFIC: f"{NOTES[SPECIFIC]} {_CHANCE}"},
+        fewest=FEWEST,
+        limits=LIMITS,
+        reference=results.reference,
+    )
+
+
+def statement(results: Results) -> str:
+    """One sentence: what was compared, how much of it, and how long it took."""
+    methods = [row for row in results.rows if row not in NOT_METHODS]
+    nouns = sorted(set(results.individuals.values()))
+    cells = [cell for some in results.cells.values() for cell in some.values()]
+    seconds = sum(_seconds(cell) for cell in cells)
+    counted = [_counted(results.specification, name) for name in ("prompts", "seeds")]
+    drawn = f"{sum(cell.num_images for cell in cells):,} pictures"
+    if known := [text for text in counted if text]:
+        drawn += f" ({' × '.join(known)} for each)"
+    return (
+        f"{format_count(len(methods), 'method')} compared on {format_count(len(results.individuals), 'individual')} "
+        f"({', '.join(nouns)}), beside {_both(results)}: {drawn} in {format_seconds(seconds)} of training and "
+        "measuring."
+    )
+
+
+def _seconds(cell: Cell) -> float:
+    drawing = (cell.seconds_per_image or 0.0) * cell.num_images
+    return (cell.train_seconds or 0.0) + (cell.evaluation_seconds or drawing)
+
+
+def _counted(specification: Mapping[str, object], name: str) -> str:
+    """How many prompts or seeds the specification says, in words; nothing where it does not say."""
+    drawing = specification.get("drawing")
+    told = {**specification, **(drawing if isinstance(drawing, dict) else {})}
+    value = told.get(name, told.get(f"num_{name}"))
+    num = len(value) if isinstance(value, list) else value if isinstance(value, int) else 0
+    return format_count(num, name.removesuffix("s")) if num else ""
+
+
+def _both(results: Results) -> str:
+    there = [
+        words
+        for row, words in ((BASE, "the untouched model"), (NULL, "itself with other seeds"))
+        if row in results.rows
+    ]
+    return " and ".join(there) or "nothing"
+
+
+# Tables.
+
+
+def _in_group(group: str) -> list[Measure]:
+    return [measure for measure in MEASURES if measure.group == group]
+
+
+def _was_measured(results: Results, measure: Measure) -> bool:
+    return any(results.values(row, measure.name) for row in results.rows)
+
+
+def _explained(results: Results) -> list[Measure]:
+    measured = [measure for measure in MEASURES if _was_measured(results, measure)]
+    return measured + [m for m in PAIR_MEASURES if any(m.name in pair.measures for pair in results.pairs)]
+
+
+class _Entry(NamedTuple):
+    """One figure of a table."""
+
+    text: str
+    interval: str = ""
+    mark: str = ""
+    under: str = ""
+
+
+class _Column(NamedTuple):
+    label: str
+    title: str = ""
+
+
+class _Table(NamedTuple):
+    columns: Sequence[_Column]
+    rows: Sequence[tuple[str, Sequence[_Entry]]]  # a row's name, its entries
+
+    @property
+    def marks(self) -> set[str]:
+        return {entry.mark for _, entries in self.rows for entry in entries if entry.mark}
+
+
+def _table(results: Results, measures: Sequence[Measure], with_costs: bool = False) -> _Table:
+    """Rows x measures, as far as measured at all."""
+    measures = [measure for measure in measures if _was_measured(results, measure)]
+    columns = [_Column(measure.label + arrow(measure), measure.sentence) for measure in measures]
+    entries = [_entries(results, measure, with_null=not with_costs) for measure in measures]
+    if with_costs:
+        columns = [_Column("n", "individuals"), *columns, *(_Column(label) for label, _, _ in _COSTS)]
+        counts = [_Entry(str(len(results.cells[row]))) for row in results.rows]
+        entries = [counts, *entries, *(_cost_entries(results, name, show) for _, name, show in _COSTS)]
+    return _rows_first(results.rows, columns, entries)
+
+
+def _rows_first(rows: Sequence[str], columns: Sequence[_Column], entries: Sequence[Sequence[_Entry]]) -> _Table:
+    """Entries column by column -> a table row by row."""
+    return _Table(columns, [(row, [column[i] for column in entries]) for i, row in enumerate(rows)])
+
+
+def _entries(results: Results, measure: Measure, with_null: bool) -> list[_Entry]:
+    figures = [results.figure(row, measure.name) for row in results.rows]
+    best, not_worse = results.best(measure)
+    decimals = num_decimals(figures)
+    entries = []
+    for row, entry in zip(results.rows, _plain_entries(figures), strict=True):
+        null = results.null(row, measure.name)
+        mark = "best" if row == best else "not worse" if row in not_worse else ""
+        if row not in NOT_METHODS and results.values(row, measure.name) and results.is_unchanged(row, measure.name):
+            mark = "unchanged"
+        under = f"chance {format_number(null, decimals)}" if with_null and null is not None else ""
+        entries.append(entry._replace(mark=mark, under=under))
+    return entries
+
+
+def _plain_entries(figures: Sequence[Figure | None], signed: bool = False) -> list[_Entry]:
+    decimals = num_decimals(figures)
+    return [
+        _Entry(format_number(figure.value, decimals, signed), format_interval(figure, decimals, signed))
+        if figure
+        else _Entry("–")
+        for figure in figures
+    ]
+
+
+def _format_bytes(num: float) -> str:
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if num >= size:
+            return f"{num / size:.3g} {unit}"
+    return f"{num:.0f} B"
+
+
+_COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("file", "file_bytes", _format_bytes),
+    ("numbers", "num_parameters", lambda num: f"{num:,.0f}"),
+    ("training", "train_seconds", format_seconds),
+)
+
+
+def _cost_entries(results: Results, name: str, show: Callable[[float], str]) -> list[_Entry]:
+    values = [cost(results, row, name) for row in results.rows]
+    return [_Entry(show(value)) if value else _Entry("–") for value in values]
+
+
+def _differences(results: Results, measures: Sequence[Measure]) -> _Table:
+    """Row minus reference; marked where its interval leaves out zero."""
+    rows = [row for row in results.rows if row not in (results.reference, NULL)]
+    measures = [measure for measure in measures if results.values(results.reference, measure.name)]
+    entries = []
+    for measure in measures:
+        figures = [results.difference(row, measure.name) for row in rows]
+        plain = _plain_entries(figures, signed=True)
+        entries.append([_with_verdict(entry, figure, measure) for entry, figure in zip(plain, figures, strict=True)])
+    columns = [_Column(measure.label + arrow(measure), measure.sentence) for measure in measures]
+    return _rows_first(rows, columns, entries)
+
+
+def _with_verdict(entry: _Entry, figure: Figure | None, measure: Measure) -> _Entry:
+    if figure is None or not is_clear(figure) or measure.better is None:
+        return entry
+    better = (figure.value > 0) == (measure.better == "higher")
+    return entry._replace(mark="clear", under="better" if better else "worse")
+
+
+def _pairs_table(results: Results, same_class: bool) -> _Table:
+    """Rows x what was measured on two concepts in one prompt; without rows where there was no such pair."""
+    counts = {row: sum(p.row == row and p.same_class == same_class for p in results.pairs) for row in results.rows}
+    rows = [row for row, num in counts.items() if num]
+    columns = [
+        _Column("pairs"),
+        *(_Column(measure.label + arrow(measure), measure.sentence) for measure in PAIR_MEASURES),
+    ]
+    entries = [[_Entry(str(counts[row])) for row in rows]]
+    for measure in PAIR_MEASURES:
+        entries.append(_plain_entries([results.pair_figure(row, measure.name, same_class) for row in rows]))
+    return _rows_first(rows, columns, entries)
+
+
+def _checks(checks: Sequence[Check]) -> list[tuple[Check, str, str]]:
+    """Each check with its figure and its outcome in words."""
+    outcomes = {True: "passed", False: "FAILED", None: "shown only"}
+    return [(check, _check_figure(check), outcomes[check.passed]) for check in checks]
+
+
+def _check_figure(check: Check) -> str:
+    if check.value is None:
+        return "–"
+    nan = math.nan
+    low, high = (nan if bound is None else bound for bound in (check.low, check.high))
+    figure = Figure(check.value, low, high, check.num or 0)
+    decimals = num_decimals([figure])
+    interval = "" if math.isnan(low) or math.isnan(high) else format_interval(figure, decimals)
+    return format_number(check.value, decimals) + (f" ({interval})" if interval else "")
+
+
+def _settings(results: Results, row: str) -> tuple[str, Cell, str]:
+    """A row, one of its cells, its settings in one line."""
+    cell = next(iter(results.cells[row].values()))
+    return row, cell, ", ".join(f"{name} = {value}" for name, value in cell.settings.items())
+
+
+# Pictures.
+
+
+class _Sheet(NamedTuple):
+    """One individual: what every row drew from the same prompts and seeds, one strip of pictures a row."""
+
+    heading: str
+    training: Image.Image | None
+    columns: Sequence[tuple[str, str]]  # prompt, seed
+    rows: Sequence[tuple[str, Image.Image]]
+
+
+class _Cases(NamedTuple):
+    """A row's best and worst pictures, each above a training picture of its individual."""
+
+    row: str
+    worst: Image.Image | None
+    best: Image.Image | None
+    worst_captions: Sequence[str]
+    best_captions: Sequence[str]
+
+
+def _shown_individuals(results: Results) -> list[int]:
+    """A few of the reference's individuals, of different classes first."""
+    cells = list(results.cells[results.reference].values())
+    nouns: dict[str, int] = {}
+    for cell in cells:
+        nouns.setdefault(cell.class_noun, cell.individual)
+    others = [cell.individual for cell in cells if cell.individual not in nouns.values()]
+    return [*nouns.values(), *others][:_NUM_INDIVIDUALS_SHOWN]
+
+
+def _sheet(results: Results, individual: int) -> _Sheet | None:
+    cells = {row: cells[individual] for row, cells in results.cells.items() if individual in cells}
+    cells = {row: cell for row, cell in cells.items() if cell.path.with_suffix(".webp").exists()}
+    drawn = {row: _grid(cell) for row, cell in cells.items()}
+    wanted = drawn.get(results.reference) or next((some for some in drawn.values() if some), {})
+    columns = list(wanted)[:_MOST_COLUMNS]
+    if not columns:
+        return None
+    side = next(iter(wanted.values())).height
+    rows: list[tuple[str, Sequence[Image.Image | None]]] = []
+    training = next((pictures for cell in cells.values() if (pictures := _pictures(cell, "training"))), [])
+    if BASE not in cells and (base := [_by_prompt(cell, "base") for cell in cells.values()]):
+        rows.append((BASE, [base[0].get(column) for column in columns]))
+    order = sorted(cells, key=lambda row: (row != BASE, row == NULL))
+    rows += [(row, [drawn[row].get(column) for column in columns]) for row in order if drawn[row] and row != NULL]
+    noun = results.individuals[individual]
+    return _Sheet(
+        heading=f"Individual {individual}, a {noun}",
+        training=_strip(training[: len(columns)], side, len(columns)) if training else None,
+        columns=[(prompt, f"seed {seed}") for prompt, seed in columns],
+        rows=[(row, _strip(tiles, side, len(columns))) for row, tiles in rows if any(tiles)],
+    )
+
+
+_Place = tuple[str, int | None]
+
+
+def _grid(cell: Cell) -> dict[_Place, Image.Image]:
+    return _by_prompt(cell, "grid")
+
+
+def _by_prompt(cell: Cell, kind: str) -> dict[_Place, Image.Image]:
+    """A cell's tiles of a kind, by prompt and seed; a prompt is the same with the placeholder and with the noun."""
+    chosen = [tile for tile in cell.tiles if tile.kind == kind]
+    return {
+        (_in_words(tile, cell), tile.seed): image for tile, image in zip(chosen, _pictures(cell, kind), strict=True)
+    }
+
+
+def _in_words(tile: Tile, cell: Cell) -> str:
+    """A tile's prompt with the class noun in the place of the concept."""
+    noun = cell.class_noun
+    return re.sub(rf"<[^<>\s]+>(\s+{re.escape(noun)}\b)?", lambda _: noun, tile.prompt)
+
+
+def _pictures(cell: Cell, kind: str) -> list[Image.Image]:
+    """A cell's tiles of one kind, cut out of its strip."""
+    places = [tile.place for tile in cell.tiles if tile.kind == kind]
+    if not places:
+        return []
+    path = cell.path.with_suffix(".webp")
+    try:
+        with Image.open(path) as opened:
+            strip = opened.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path} is missing or damaged: delete {cell.path} and run the benchmark again.") from error
+    side = strip.height
+    if strip.width != side * len(cell.tiles):
+        raise UserError(
+            f"{path} is damaged: it is {strip.width} x {side} pixels, and {len(cell.tiles)} square pictures are to be "
+            f"in it. Delete {cell.path} and run the benchmark again."
+        )
+    return [strip.crop((place * side, 0, (place + 1) * side, side)) for place in places]
+
+
+def _strip(images: Sequence[Image.Image | None], side: int, num: int) -> Image.Image:
+    """Pictures side by side, `num` places wide, a thin transparent line after each; a place without one stays clear."""
+    gap = max(1, side // 32)
+    strip = Image.new("RGBA", (num * (side + gap), side))
+    for i, image in enumerate(images):
+        if image is not None:
+            strip.paste(image.resize((side, side)), (i * (side + gap), 0))
+    return strip
+
+
+def _cases(results: Results, row: str) -> _Cases | None:
+    """Of all individuals of a row, the pictures with the highest scores and with the lowest, as many of each."""
+    cells = [cell for cell in results.cells[row].values() if cell.path.with_suffix(".webp").exists()]
+    worst, best = (_extreme(cells, kind) for kind in ("worst", "best"))
+    if not (worst or best):
+        return None
+    return _Cases(row, _above_training(worst), _above_training(best), _captions(worst), _captions(best))
+
+
+_Case = tuple[Cell, Tile, Image.Image]
+
+
+def _extreme(cells: Sequence[Cell], kind: str) -> list[_Case]:
+    cases = []
+    for cell in cells:
+        chosen = [tile for tile in cell.tiles if tile.kind == kind]
+        cases += [(cell, tile, image) for tile, image in zip(chosen, _pictures(cell, kind), strict=True)]
+    sign = -1 if kind == "best" else 1
+    return sorted(cases, key=lambda case: sign * (case[1].score or 0.0))[:_NUM_CASES]
+
+
+def _captions(cases: Sequence[_Case]) -> list[str]:
+    return [
+        f"individual {cell.individual}, score {format_number(tile.score, 2)}: {tile.prompt}, seed {tile.seed}"
+        for cell, tile, _ in cases
+    ]
+
+
+def _above_training(cases: Sequence[_Case]) -> Image.Image | None:
+    if not cases:
+        return None
+    side = cases[0][2].height
+    training = [next(iter(_pictures(cell, "training")), None) for cell, _, _ in cases]
+    upper = _strip([image for _, _, image in cases], side, _NUM_CASES)
+    if not any(training):
+        return upper
+    lower = _strip(training, side, _NUM_CASES)
+    sheet = Image.new("RGBA", (upper.width, 2 * side + side // 16))
+    sheet.paste(upper, (0, 0))
+    sheet.paste(lower, (0, side + side // 16))
+    return sheet
+
+
+# What the template calls.
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"data_uri": data_uri, "pieces": pieces, "arrow": arrow}
+    return environment.from_string(
+        files("infusion.pages").joinpath("templates", "comparison.html.j2").read_text(encoding="utf-8")
+    )

@@ -1,0 +1,5 @@
+"""`python -m infusion.cli`."""
+
+from infusion.cli.main import main
+
+main()

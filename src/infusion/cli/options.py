@@ -1,0 +1,79 @@
+"""Names on a command line -> the base model, and who looks at pictures."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from infusion.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+
+    from infusion.base import Base
+    from infusion.evaluation.evaluate import Witnesses
+
+TOYBOX = "toybox"
+_TOYBOX_WITNESS, _TOYBOX_JUDGES = "toybox-b", "b"  # of the embedded world; no method is trained with them
+DEFAULT_CLIP, DEFAULT_ENCODER = "openai/clip-vit-base-patch32", "facebook/dinov2-base"  # for other bases
+PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+BASES = '"toybox", a folder or hub id, or a checkpoint in one .safetensors file.'
+BaseConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="For a checkpoint in one file: a folder or hub id in the diffusers layout with its configuration. "
+        "[default: diffusers' choice, on the Hub]",
+    ),
+]
+
+
+def check_choice(name: str, given: str, options: Iterable[str]) -> None:
+    if given not in options:
+        raise UserError(f'{name} = "{given}" is not one of {", ".join(options)}.{nearest(given, options)}')
+
+
+def load_base_on(
+    console: "Console", name: str, device: str | None, dtype: str = "float32", config: str | None = None
+) -> "Base":
+    import torch
+
+    from infusion.base import load_base
+    from infusion.terminal import no_loading_bars
+
+    no_loading_bars()
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise UserError(f'There is no device "{device}" here. Leave --device out, or give cpu.') from error
+    console.print(f"Loading {name} ...")
+    return load_base(name, device, getattr(torch, dtype), config)
+
+
+def watching_encoders(base: str, clip: str | None, encoder: str | None) -> tuple[str, str]:
+    """Who looks at the pictures of a training or a run, to choose a step: a CLIP and an encoder.
+
+    Set b of the toybox is left to judge the result.
+    """
+    defaults = ("toybox-a", "toybox-a") if base == TOYBOX else (DEFAULT_CLIP, DEFAULT_ENCODER)
+    return clip or defaults[0], encoder or defaults[1]
+
+
+def find_witnesses(
+    console: "Console", base: str, clip: str | None, encoder: str | None, device: "torch.device"
+) -> "tuple[Witnesses, dict[str, str | None]]":
+    """Who looks at the pictures, and their names."""
+    from infusion.evaluation.evaluate import Witnesses
+    from infusion.metrics.encoders import load_clip, load_image_encoder
+    from infusion.toybox.judges import load_judges
+
+    toybox = base == TOYBOX
+    clip = clip or (_TOYBOX_WITNESS if toybox else DEFAULT_CLIP)
+    encoder = encoder or (_TOYBOX_WITNESS if toybox else DEFAULT_ENCODER)
+    console.print(f"Loading {' and '.join(dict.fromkeys([clip, encoder]))} ...")
+    judges = load_judges(_TOYBOX_JUDGES) if toybox else None
+    names = {"clip": clip, "encoder": encoder, "judges": _TOYBOX_JUDGES if toybox else None}
+    return Witnesses(load_clip(clip, device), load_image_encoder(encoder, device), judges), names

@@ -1,0 +1,291 @@
+"""A diffusers pipeline + adapters -> the same pipeline, whose prompts may name concepts."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infusion.base import Base, attached
+from infusion.base.cross_attention import cross_attentions
+from infusion.base.customization import Customized, Strengthened, scaled
+from infusion.base.edits import wrap_method
+from infusion.base.prompts import Prompt, parse_prompt
+from infusion.base.token_vectors import TokenVectors
+from infusion.concepts.concept import checked_name
+from infusion.errors import UserError, nearest
+from infusion.methods import Adapter, together
+from infusion.methods.adapter_file import load_adapter
+
+_PROMPTS = ("prompt", "prompt_2", "prompt_3")
+_OWN = ("pipeline", "adapters", "weights", "any_base")
+
+
+class CustomizedPipeline:
+    """A pipeline whose prompts may name concepts; called, read and set as the pipeline itself is.
+
+    Between calls the pipeline is untouched: hooks are attached for the length of a call only.
+    """
+
+    pipeline: Any
+    adapters: dict[str, Adapter]
+    weights: dict[str, float]
+    any_base: bool
+
+    def __init__(self, pipeline: Any, any_base: bool = False) -> None:
+        Base.from_pipeline(pipeline)  # of a kind that can be customized
+        self.pipeline = pipeline
+        self.adapters = {}
+        self.weights = {}
+        self.any_base = any_base
+
+    def __getattr__(self, name: str) -> Any:
+        if "pipeline" not in vars(self):
+            raise AttributeError(name)
+        return getattr(self.pipeline, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OWN:
+            vars(self)[name] = value
+        else:
+            setattr(self.pipeline, name, value)
+
+    def to(self, *args: Any, **kwargs: Any) -> "CustomizedPipeline":
+        """Move the pipeline, as its own `to` does."""
+        self.pipeline.to(*args, **kwargs)
+        return self
+
+    # --- concepts: diffusers' verbs ---
+
+    def load_infusion(self, adapter: Adapter | str | Path, adapter_name: str | None = None) -> None:
+        """Load a concept, in addition to those loaded; it is active from here on.
+
+        Args:
+            adapter: an adapter, the path of its file, or its name on the Hub (`user/repo`).
+            adapter_name: what prompts call it; by default the name in the file.
+
+        Raises:
+            UserError: the file is unusable, or for another base; the method trains words, which a pipeline reads
+                itself; another concept has the name.
+        """
+        base = Base.from_pipeline(self.pipeline)
+        loaded = adapter if isinstance(adapter, Adapter) else load_adapter(adapter, base, self.any_base)
+        if adapter_name is not None:
+            loaded = copy.copy(loaded)
+            loaded.concept_name = checked_name(adapter_name)
+        name = loaded.concept_name
+        if name in self.adapters:
+            raise UserError(
+                f"Two concepts share a name: <{name}> is loaded already; unload it, or give another adapter_name."
+            )
+        if any(isinstance(edit, TokenVectors) for edit in loaded.edits(base)):
+            raise UserError(
+                f"<{name}> ({loaded.method.name}) has words of its own, and a pipeline reads its prompts itself: draw "
+                "it with infusion.generate; a Textual Inversion also loads with pipe.load_textual_inversion."
+            )
+        together(base, [*self.adapters.values(), loaded])
+        self.adapters[name] = loaded
+        self.weights[name] = 1.0
+
+    def set_infusion_adapters(
+        self, adapter_names: str | Sequence[str], weights: float | Sequence[float] | None = None
+    ) -> None:
+        """Make these concepts active, and no others: prompts that name the others read the plain class noun.
+
+        Args:
+            weights: how strongly each acts, 1 by default; at 0 pictures are the base's, bit for bit.
+
+        Raises:
+            UserError: a name is not loaded; the numbers of names and weights differ; a method has no strength.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        strengths = [1.0] * len(names) if weights is None else weights
+        strengths = [strengths] * len(names) if isinstance(strengths, int | float) else list(strengths)
+        if len(strengths) != len(names):
+            raise UserError(f"{len(names)} adapters need as many weights, and {len(strengths)} were given.")
+        base = Base.from_pipeline(self.pipeline)
+        for name, strength in zip(names, strengths, strict=True):
+            for edit in self._loaded(name).edits(base):
+                scaled(edit, strength)
+        self.weights = dict.fromkeys(self.adapters, 0.0) | dict(zip(names, strengths, strict=True))
+
+    def get_active_infusion_adapters(self) -> list[str]:
+        """Names of the concepts that act."""
+        return [name for name, weight in self.weights.items() if weight]
+
+    def get_list_infusion_adapters(self) -> list[str]:
+        """Names of all concepts that are loaded."""
+        return list(self.adapters)
+
+    def delete_infusion_adapters(self, adapter_names: str | Sequence[str]) -> None:
+        """Unload some concepts.
+
+        Raises:
+            UserError: a name is not loaded.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        for name in names:
+            self._loaded(name)
+        for name in names:
+            del self.adapters[name], self.weights[name]
+
+    def unload_infusion(self) -> None:
+        """Unload all concepts; nothing is left behind."""
+        self.adapters.clear()
+        self.weights.clear()
+
+    def _loaded(self, name: str) -> Adapter:
+        if name not in self.adapters:
+            known = ", ".join(self.adapters) or "none"
+            raise UserError(f'No concept "{name}" is loaded; loaded are: {known}.{nearest(name, self.adapters)}')
+        return self.adapters[name]
+
+    # --- calls ---
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the pipeline, with its own arguments. Prompts and negative prompts may be a text or a list of texts.
+
+        Where a prompt is also given as `prompt_embeds`, these are used, and the text says where concepts stand.
+
+        Raises:
+            UserError: a placeholder names no concept; embeddings come without a text; or the prompt and the negative
+                prompt read the same.
+        """
+        given = _arguments(self.pipeline, args, kwargs)
+        if not self.adapters and given.get("prompt") is None:
+            return self.pipeline(**given)
+        base = Base.from_pipeline(self.pipeline)
+        prompts = self._prompts(given)
+        options = {name: given[name] for name in ("max_sequence_length",) if given.get(name) is not None}
+        options |= {name: given[name] for name in ("complex_human_instruction",) if name in given}
+        _, tokens = base.family.tokenize(self.pipeline, prompts, **options)
+        self._make_plain(given, prompts)
+        copies = given.get("num_images_per_prompt") or 1
+        active = []
+        for name, adapter in self.adapters.items():
+            if self.weights[name]:
+                active.append(Strengthened(adapter.to(base.device), self.weights[name]))
+        with attached(base, active) as denoiser:
+            if not denoiser.streams or not any(tokens):
+                return self.pipeline(**given)
+            _check_perturbed(self.pipeline, base, given)
+            denoiser.streams.rows = [row for row in tokens for _ in range(copies)]
+            denoiser.streams.among_others = True
+            with wrap_method(self.pipeline, "encode_prompt", _listening(denoiser)):
+                drawn = self.pipeline(**given)
+            if not denoiser.streams.found:
+                raise UserError(
+                    f"{type(self.pipeline).__name__} gave its network other text states than its encode_prompt made, "
+                    "so that no row could be told to be the prompt's, and the concept did not act."
+                )
+            return drawn
+
+    def _prompts(self, given: Mapping[str, Any]) -> list[Prompt]:
+        """The prompts, with their concepts found."""
+        prompt = given.get("prompt")
+        if prompt is None:
+            raise UserError(
+                "Give the prompt as text too: the concept's tokens cannot be found in prompt embeddings. With both, "
+                "the embeddings are used."
+            )
+        if given.get("clean_caption"):
+            raise UserError("clean_caption rewrites prompts, so that a concept's tokens cannot be found: leave it off.")
+        parsed = self._parsed(prompt)
+        for name in _PROMPTS[1:]:
+            other = given.get(name)
+            if other is not None and other != prompt and any(p.mentions for p in (*parsed, *self._parsed(other))):
+                raise UserError(
+                    f"{name} differs from prompt; where a prompt names concepts, all text models must read the same."
+                )
+        return parsed
+
+    def _make_plain(self, given: dict[str, Any], prompts: Sequence[Prompt]) -> None:
+        """Arguments that the pipeline understands: every placeholder has become its class noun."""
+        plain = [prompt.text for prompt in prompts]
+        if "clean_caption" in signature(self.pipeline.__call__).parameters:
+            given["clean_caption"] = False
+        for name in _PROMPTS:
+            if given.get(name) is not None and any(prompt.mentions for prompt in prompts):
+                given[name] = plain[0] if isinstance(given[name], str) else plain
+            if given.get(f"negative_{name}") is not None:
+                negative = [prompt.text for prompt in self._parsed(given[f"negative_{name}"])]
+                given[f"negative_{name}"] = negative[0] if isinstance(given[f"negative_{name}"], str) else negative
+        if given.get("prompt_embeds") is not None:
+            for name in _PROMPTS:
+                given.pop(name, None)
+
+    def _parsed(self, prompts: str | Sequence[str]) -> list[Prompt]:
+        words = {adapter.concept_name: adapter.words for adapter in self.adapters.values()}
+        tokenizer = self.pipeline.tokenizer
+        parsed = []
+        for text in [prompts] if isinstance(prompts, str) else prompts:
+            parsed.append(parse_prompt(text, words, tokenizer.get_added_vocab()))
+            convert = getattr(self.pipeline, "maybe_convert_prompt", None)
+            if convert and convert(parsed[-1].text, tokenizer) != parsed[-1].text:
+                raise UserError(
+                    f'The prompt "{text}" holds a textual inversion of several vectors, which the pipeline spells out '
+                    "later, so that the tokens of a concept cannot be counted; use one of a single vector."
+                )
+        return parsed
+
+
+def customize(pipeline: Any, *adapters: Adapter | str | Path, any_base: bool = False) -> CustomizedPipeline:
+    """Teach a diffusers pipeline (text-to-image, img2img, inpaint, ControlNet, PAG) concepts.
+
+    Args:
+        adapters: adapters, paths of adapter files, or names on the Hub (`user/repo`); more may be
+            loaded later, with `load_infusion`.
+        any_base: accept adapters that were trained on another base with the same layers.
+
+    Raises:
+        UserError: the pipeline is of an unsupported kind; an adapter cannot be loaded (`load_infusion`).
+    """
+    customized = CustomizedPipeline(pipeline, any_base)
+    for adapter in adapters:
+        customized.load_infusion(adapter)
+    return customized
+
+
+def _arguments(pipeline: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of the pipeline, by name."""
+    call = signature(pipeline.__call__)
+    given = call.bind(*args, **kwargs).arguments
+    collected = [name for name, parameter in call.parameters.items() if parameter.kind is parameter.VAR_KEYWORD]
+    for name in collected:
+        given |= given.pop(name, {})
+    return given
+
+
+def _check_perturbed(pipeline: Any, base: Base, given: Mapping[str, Any]) -> None:
+    """Perturbed joint attention treats the rows of a batch in two parts, of which neither can be told whose it is."""
+    is_perturbed = "pag_scale" in signature(pipeline.__call__).parameters and given.get("pag_scale") != 0
+    if is_perturbed and not cross_attentions(base.network):
+        raise UserError(
+            "Where image and text attend jointly, concepts and perturbed-attention guidance do not go together: give "
+            "pag_scale=0."
+        )
+
+
+def _listening(denoiser: Customized) -> Callable[..., Any]:
+    """Around a pipeline's `encode_prompt`: what the prompts' own rows are told, by which they are found in a batch.
+
+    Every pipeline returns the prompts' states first, and the negative prompts' among the rest or in a second call.
+    """
+    streams = denoiser.streams
+    assert streams
+
+    def encode_prompt(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        encoded = original(*args, **kwargs)
+        states, *others = encoded
+        if streams.text_states is None:
+            streams.text_states = states
+        else:
+            others.append(states)
+        if any(isinstance(other, Tensor) and torch.equal(other, streams.text_states) for other in others):
+            raise UserError("The negative prompt reads the same as the prompt, which guidance cannot tell apart.")
+        return encoded
+
+    return encode_prompt

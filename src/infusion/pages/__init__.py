@@ -1,0 +1,1 @@
+"""Figures and images -> tables, plots and single HTML pages."""
