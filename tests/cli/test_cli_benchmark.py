@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_run_benchmark import SPEC
 from test_results import write_results
+from test_run_benchmark import SPEC
 
 from infusion.benchmark import run as benchmark
 from infusion.benchmark.run import Done

@@ -366,5 +366,6 @@ def test_missing_masks(folder: Path) -> None:
 
 
 def test_reading_pictures_does_not_load_torch() -> None:
-    script = "import sys, infusion.concept, infusion.settings, infusion.cli; sys.exit('torch' in sys.modules)"
+    modules = "infusion.concepts.concept, infusion.settings, infusion.cli.main"
+    script = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -1,6 +1,6 @@
 """What was measured of customized models -> a page of each, and one that puts them side by side.
 
-Every page is a single HTML file like that of `infusion.report`: no script, nothing from the network.
+Every page is a single HTML file like that of `infusion.pages.training_page`: no script, nothing from the network.
 """
 
 import math

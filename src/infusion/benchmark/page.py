@@ -1,6 +1,6 @@
 """A table of figures -> one page.
 
-The page is a single HTML file like that of `infusion.report`: no script, nothing from the network.
+The page is a single HTML file like that of `infusion.pages.training_page`: no script, nothing from the network.
 """
 
 import math

@@ -31,7 +31,7 @@ class SubjectMask:
 
 
 def subject_masks(base: Base, concept: Concept, crop: str = "square") -> list[SubjectMask]:
-    """One soft mask per training picture, of what training sees of it (`infusion.crop`)."""
+    """One soft mask per training picture, of what training sees of it (`infusion.concepts.crop`)."""
     images = [cropped(image, base, crop) for image in concept.images]
     missing = [i for i, mask in enumerate(concept.masks) if mask is None]
     found = dict(zip(missing, attention_masks(base, [images[i] for i in missing], concept.class_noun), strict=True))

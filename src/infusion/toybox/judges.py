@@ -167,7 +167,7 @@ class FactReader(nn.Module):
 
 @dataclass(frozen=True)
 class Judges:
-    """The fact reader of one set; its encoders are loaded by `infusion.encoders` ("toybox-a", "toybox-b")."""
+    """The fact reader of one set; its encoders are loaded by `infusion.metrics.encoders` ("toybox-a", "toybox-b")."""
 
     name: str
     reader: FactReader

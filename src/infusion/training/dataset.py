@@ -107,7 +107,7 @@ def training_set(
         masks: of the same crop; None where pictures are learnt whole.
         flip: add every picture's mirror image.
         words: what the text model reads where a prompt names the concept; its class noun by default.
-        crop: "square" or "buckets" (`infusion.crop`). Pictures that all get one shape are drawn alike with either.
+        crop: "square" or "buckets" (`concepts.crop`). Images that all get one shape are drawn alike with either.
 
     Raises:
         UserError: a caption names neither the placeholder nor the class noun; the masks are of another crop.
