@@ -26,7 +26,8 @@ from transformers import (
 from infusion.base import Base, load_base
 from infusion.cli.main import main
 from infusion.concepts.concept import Concept
-from infusion.methods import Adapter, Infusion
+from infusion.methods.adapter import Adapter
+from infusion.methods.infusion import Infusion
 
 torch.set_num_threads(1)
 

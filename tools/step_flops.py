@@ -31,8 +31,8 @@ from family_table import MODELS
 from infusion.base import Base, rank_form
 from infusion.base.denoiser import Conditioning
 from infusion.base.frozen_convolutions import lean_convolutions
-from infusion.base.streams import FoundationPass
-from infusion.methods.infusion import Infusion, InfusionAdapter
+from infusion.methods.infusion import Infusion
+from infusion.methods.infusion.adapter import InfusionAdapter
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,12 @@ class Counted:
         with torch.no_grad():
             return tera_flop(lambda: self._predict(self.base, 1))
 
-    def step(self, foundation_reuse: int = 1) -> float:
-        """TFLOP of a training step, mean over those that share a pass of the foundation."""
-        foundation = FoundationPass()
-        return sum(tera_flop(lambda: self._step(foundation)) for _ in range(foundation_reuse)) / foundation_reuse
+    def step(self) -> float:
+        """TFLOP of a training step."""
+        return tera_flop(self._step)
 
-    def _step(self, foundation: FoundationPass | None = None) -> None:
-        customized = self.base.customized(self.adapter, foundation=foundation)
-        with lean_convolutions(self.base.network), customized as denoiser:
+    def _step(self) -> None:
+        with lean_convolutions(self.base.network), self.base.customized(self.adapter) as denoiser:
             self._predict(denoiser, 1, named=1).square().mean().backward()
 
     def guided(self) -> tuple[float, float, float]:
@@ -136,15 +134,15 @@ def general_form() -> Iterator[None]:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    print("| model | picture | form | forward | step | two to a foundation | kept, MB | guided | locked | released |")
+    print("| model | picture | form | forward | step | kept, MB | guided | locked | released |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for case in (SD15, SDXL):
         counted = Counted(case)
         for form, context in (("rank", ExitStack), ("general", general_form)):
             with context():
-                step, shared, kept = counted.step(), counted.step(foundation_reuse=2), kept_mb(case)
+                step, kept = counted.step(), kept_mb(case)
                 plain, locked, released = counted.guided()
-            numbers = (counted.forward(), step, shared, kept, plain, locked, released)
+            numbers = (counted.forward(), step, kept, plain, locked, released)
             costs = " | ".join(f"{number:.3f}" for number in numbers)
             print(f"| {case.model} | {case.size_px} px | {form} | {costs} |", flush=True)
 

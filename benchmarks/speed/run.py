@@ -33,11 +33,10 @@ from infusion.toybox.concepts import concept_pictures
 
 INDIVIDUAL = 41012
 NUM_CONCEPTS = 1000
-WARM_UP_STEPS = 4  # a multiple of what a foundation pass may serve
+WARM_UP_STEPS = 4
 LOCK_UNTIL = 0.4  # what is lost by it: ../toybox/full/lock_until.md
 SCRIPTS = ("textual-inversion", "lora", "custom-diffusion")
 _FORWARD, _OURS = Row("UNet forward", "forward"), Row("infusion", "infusion")
-_REUSING = Row("infusion, foundation_reuse 2", "infusion", {"foundation_reuse": 2})
 _AGAIN = ", again"
 _PEER = "diffusers "
 Told = Mapping[str, Any]
@@ -56,8 +55,7 @@ def _again(row: Row) -> Row:
 def training_rows(given: argparse.Namespace) -> list[Row]:
     there = given.scripts is not None and given.model != "sdxl"  # which has scripts of its own
     peers = [Row(_PEER + name, "diffusers_script", {"script": name}) for name in given.peers] if there else []
-    reusing = [_REUSING] if given.steps % 2 == 0 else []
-    return [_FORWARD, _OURS, *reusing, *peers, _again(_OURS)]
+    return [_FORWARD, _OURS, *peers, _again(_OURS)]
 
 
 def _references(rows: Sequence[Row]) -> list[str]:
@@ -162,7 +160,7 @@ def utilisation(found: Found, flops_per_second: float, given: argparse.Namespace
 
 def start(given: argparse.Namespace, told: Told) -> Found:
     """From the start of a process to its first step."""
-    rows = [row for row in training_rows(given) if row is not _REUSING]
+    rows = training_rows(given)
     measured = start_up(rows, told, given.logs, given.repeats)
     return result("start to first step", measured, _references(rows), _OURS.name + _AGAIN, "cpu")
 
@@ -274,9 +272,7 @@ def main() -> None:
     parser.add_argument("--scripts", type=Path, metavar="DIR", help="where diffusers' training scripts are")
     parser.add_argument("--peers", nargs="+", choices=SCRIPTS, default=SCRIPTS, help="which of the scripts")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument(
-        "--steps", type=int, default=2, help="steps of a turn; if even, training is timed with foundation_reuse 2 too"
-    )
+    parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
     parser.add_argument("--sampler-steps", type=int, default=10)
     parser.add_argument("--guidance-scale", type=float, default=7.5)
     parser.add_argument("--work", type=Path, default=HERE / "work", help="random models, logs")

@@ -15,13 +15,12 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from measure import HERE
-from reuse import held_out, made_before
 from torch import Tensor
 
 from infusion import Infusion, TrainingSettings, load_base, train
@@ -29,26 +28,45 @@ from infusion.base import Base
 from infusion.base.frozen_convolutions import lean_convolutions
 from infusion.benchmark.run import Individual, concept_of
 from infusion.concepts.concept import Concept
+from infusion.concepts.masks import subject_masks
 from infusion.files import whole_file
 from infusion.intervals import mean
-from infusion.methods import Adapter
+from infusion.methods.adapter import Adapter
+from infusion.toybox.concepts import concept_pictures
 from infusion.toybox.scene import individual
-from infusion.training.dataset import Batch, step_generator
+from infusion.training.dataset import Batch, step_generator, training_set
 from infusion.training.loop import Drawn, Learner
 
 FIRST_INDIVIDUAL = 45100
 GOAL = 0.1  # of the untrained model's error
 _TEACHER = Infusion(learning_rate=0.32, max_train_steps=60)
 _NOISE_SEED = 99_989
+_HELD_OUT_SEED, _AT_ONCE = 99_991, 16
 _ENDLESS = 100_000  # steps: whoever looks on stops before
 
 
 class Way(NamedTuple):
-    """Rows of a step, steps that share a batch and its foundation pass, AdamW's learning rate."""
+    """Rows of a step, AdamW's learning rate."""
 
     batch_size: int
-    reuse: int
     rate: float
+
+
+def held_out(base: Base, concept: Concept, seed: int, num_rows: int) -> list[Batch]:
+    """Rows of the pictures that follow those of training, as many, a few at a time."""
+    num = len(concept.images)
+    images, masks = concept_pictures(seed, num, first=num, class_noun=concept.class_noun)
+    others = replace(concept, images=tuple(images), masks=tuple(masks))
+    batch = training_set(base, others, subject_masks(base, others), flip=False).batch(
+        num_rows, step_generator(_HELD_OUT_SEED, seed)
+    )
+    return [batch.rows(range(num_rows)[first : first + _AT_ONCE]) for first in range(0, num_rows, _AT_ONCE)]
+
+
+def made_before(path: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The individuals of an interrupted run, or of one of fewer."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return before["individuals"] if {name: before.get(name) for name in facts} == facts else []
 
 
 def taught(base: Base, concept: Concept) -> Adapter:
@@ -86,7 +104,6 @@ class Student:
         method = Infusion(learning_rate=way.rate, max_train_steps=_ENDLESS)
         settings = TrainingSettings(
             train_batch_size=way.batch_size,
-            foundation_reuse=way.reuse,
             checkpointing_steps=_ENDLESS,
             seed=1,  # not the teacher's batches
         )
@@ -104,16 +121,14 @@ class Student:
         return self.learner.step * self.way.batch_size
 
     def step(self, teacher: Adapter) -> None:
-        of_batch = self.learner.step - self.learner.step % self.way.reuse
         for drawn in self.learner.draws():
             exact = prediction(self.base, teacher, drawn.batch)
-            noise = torch.randn(exact.shape, generator=step_generator(_NOISE_SEED, of_batch))
+            noise = torch.randn(exact.shape, generator=step_generator(_NOISE_SEED, self.learner.step))
             self._learn(drawn, exact + exact.std() * noise)
 
     def _learn(self, drawn: Drawn, target: Tensor) -> None:
         started = time.process_time()
-        customized = self.base.customized(self.learner.adapter, foundation=drawn.foundation)
-        with lean_convolutions(self.base.network), customized as denoiser:
+        with lean_convolutions(self.base.network), self.base.customized(self.learner.adapter) as denoiser:
             batch = drawn.batch
             predicted = denoiser.predict(_noisy(self.base, batch), batch.timesteps, batch.conditioning)
             loss = (predicted - target).square().mean()
@@ -158,14 +173,14 @@ def arrival(curve: Sequence[Sequence[float]]) -> tuple[float, float] | None:
 def table(found: Mapping[str, Any]) -> Iterator[str]:
     """One row for each way, in units of the first."""
     individuals = found["individuals"]
-    yield "| rows a step | foundation_reuse | learning rate | there | steps | CPU s | × the first |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| rows a step | learning rate | there | steps | CPU s | × the first |"
+    yield "|---|---|---|---|---|---|"
     arrivals = [[arrival(curve) for curve in one["curves"]] for one in individuals]
-    for number, (batch_size, reuse, rate) in enumerate(found["ways"]):
+    for number, (batch_size, rate) in enumerate(found["ways"]):
         pairs = [(own[number], own[0]) for own in arrivals]
         there = [(own, first) for own, first in pairs if own and first]
         arrived = sum(own is not None for own, _ in pairs)
-        cells = [f"{batch_size}", f"{reuse}", f"{rate:g}", f"{arrived} of {len(pairs)}"]
+        cells = [f"{batch_size}", f"{rate:g}", f"{arrived} of {len(pairs)}"]
         if len(there) == len(pairs):
             steps, seconds = (mean([own[which] for own, _ in there]).value for which in (0, 1))
             ratio = mean([own[1] / first[1] for own, first in there])
@@ -183,7 +198,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--individuals", type=int, default=5)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[4, 1, 2, 8], help="the first is the unit")
-    parser.add_argument("--reuse", type=int, nargs="+", default=[2, 4], help="with the first of the batch sizes")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.32, 0.64])
     parser.add_argument("--judging-rows", type=int, default=32)
     parser.add_argument("--every", type=int, default=16, help="rows between two judgements; a multiple of batch sizes")
@@ -193,8 +207,7 @@ def main() -> None:
     torch.set_num_threads(1)
     base = load_base("toybox", "cpu")
     base.freeze()
-    sizes = [(size, 1) for size in given.batch_sizes] + [(given.batch_sizes[0], reuse) for reuse in given.reuse]
-    ways = [Way(size, reuse, rate) for size, reuse in sizes for rate in given.rates]
+    ways = [Way(size, rate) for size in given.batch_sizes for rate in given.rates]
     path = given.output_dir / "time-to-quality-toybox.json"
     facts: dict[str, Any] = {"base": base.digest(), "goal": GOAL, "rows": given.rows, "every": given.every}
     facts |= {"judging_rows": given.judging_rows, "teacher": asdict(_TEACHER), "ways": [list(way) for way in ways]}

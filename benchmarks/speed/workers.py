@@ -11,7 +11,7 @@ from turns import Turns
 
 from infusion import Infusion, TrainingSettings, customize, generate, load_base, load_concept, save_adapter, train
 from infusion.base import Base
-from infusion.methods import Adapter
+from infusion.methods.adapter import Adapter
 from infusion.methods.adapter_file import load_adapter
 
 PEERS = Path(__file__).parents[1] / "peers"
@@ -75,7 +75,6 @@ def infusion(turns: Turns, told: dict[str, Any]) -> None:
     settings = TrainingSettings(
         train_batch_size=told["batch_size"],
         checkpointing_steps=ENDLESS,
-        foundation_reuse=told.get("foundation_reuse", 1),
     )
     for progress in train(base, adapter, concept, settings):
         if progress.step > told.get("warm_up_steps", 0):

@@ -36,7 +36,7 @@ from infusion.benchmark.run import (
 from infusion.evaluation.evaluate import drawn_with, learnt, prompts_kept
 from infusion.files import whole_file
 from infusion.intervals import mean
-from infusion.methods import Adapter
+from infusion.methods.adapter import Adapter
 from infusion.metrics.encoders import load_clip, load_image_encoder
 from infusion.terminal import no_loading_bars
 from infusion.training.loop import train

@@ -2,7 +2,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from infusion.base.frozen_convolutions import lean_convolutions
-from infusion.methods import Infusion
+from infusion.methods.infusion import Infusion
 from infusion.training.loop import TrainingSettings, train
 
 

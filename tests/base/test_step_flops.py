@@ -23,12 +23,6 @@ def test_a_training_step_on_stable_diffusion_1_5(sd15):
         assert step < sd15.step() <= 2.41
 
 
-def test_a_foundation_that_serves_two_steps(sd15):
-    step = sd15.step(foundation_reuse=2)
-    assert 1.957 <= step <= 1.96
-    assert step == pytest.approx(sd15.step() - (sd15.forward()) / 2, rel=0.01)
-
-
 def test_a_guided_step_on_stable_diffusion_1_5(sd15):
     plain, locked, released = sd15.guided()
     assert plain == pytest.approx(2 * sd15.forward())

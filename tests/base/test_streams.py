@@ -7,10 +7,9 @@ import torch
 from tiny_families import PIPELINES, tiny
 
 from infusion.base import Base, rank_form
-from infusion.base.streams import FoundationPass
 from infusion.errors import UserError
 from infusion.generation.pipeline import sample_prompts
-from infusion.methods import Infusion
+from infusion.methods.infusion import Infusion
 
 CROSS = ("sd-1", "sdxl", "pixart-sigma", "sana")
 PROMPTS = ["a <my-cat>", "the <my-cat> and a <rex>", "a dog", "a <rex> next to a <rex>"]
@@ -150,45 +149,6 @@ def test_what_both_streams_share_runs_once(concept, name):
         base.network.get_submodule(path).register_forward_hook(lambda *_, path=path: ran.append(path))
     predicted(base, adapters, *inputs(base, adapters, PROMPTS[:2]))
     assert len(ran) == len(set(ran)) == len(watched) + 2
-
-
-@pytest.mark.parametrize("name", list(PIPELINES))
-def test_a_batch_that_is_given_again_needs_no_foundation(concept, name):
-    """What is kept of the foundation is what it would give anew, whatever the residuals are by then: to the bit."""
-    base = precise(name)
-    adapters = two_adapters(base, concept)
-    given = inputs(base, adapters, PROMPTS[:2])
-    parameters = [parameter for adapter in adapters for parameter in adapter.parameters()]
-    first = next(iter(base.text_layers.values()))
-    calls, foundation = [], FoundationPass()
-    first.attention.get_submodule(first.borrowed[0]).register_forward_hook(lambda *_: calls.append(1))
-    spent = []
-    for _ in range(3):
-        for parameter in parameters:
-            parameter.data.normal_(std=0.5)
-        results = []
-        for kept in (None, foundation):
-            calls.clear()
-            with base.customized(*adapters, foundation=kept) as denoiser:
-                prediction = denoiser.predict(*given)
-            results.append((prediction, *torch.autograd.grad(prediction.square().sum(), parameters)))
-            spent.append(len(calls))
-        assert all(torch.equal(found, expected) for found, expected in zip(*results, strict=True))
-    anew, again = spent[0], spent[-1]
-    assert spent == [anew, anew, anew, again, anew, again] and again == anew - 1
-
-
-def test_rows_that_are_the_foundations_own_are_never_kept(concept):
-    base = precise("sd-1")
-    adapters = two_adapters(base, concept)
-    latents, timesteps, told = inputs(base, adapters)
-    foundation = FoundationPass()
-    for shift in (0, 1):
-        with base.customized(*adapters, foundation=foundation) as denoiser:
-            shifted = latents + shift
-            prediction = denoiser.predict(shifted, timesteps, told)
-            assert torch.equal(prediction[2], base.predict(shifted, timesteps, told)[2])
-        assert torch.equal(prediction, predicted(base, adapters, shifted, timesteps, told))
 
 
 @pytest.mark.parametrize("name", list(PIPELINES))

@@ -16,8 +16,9 @@ from infusion.base import load_base
 from infusion.cli.audit import _page_of
 from infusion.concepts.concept import Concept
 from infusion.evaluation import plans as evaluation_defaults
-from infusion.methods import Infusion, LoRA
 from infusion.methods.adapter_file import save_adapter
+from infusion.methods.infusion import Infusion
+from infusion.methods.lora import LoRA
 from infusion.sharing.repository import write_repository
 from infusion.toybox.concepts import concept_pictures, write_concept
 from infusion.training import stopping

@@ -101,7 +101,7 @@ def test_help_tells_what_the_settings_tell(run: Run) -> None:
             assert re.search(rf"\[default: {field.default}[\];]", text)
     assert re.search(r"--layers VALUE [^\[]* Of infusion only. \[default: all\]", text)
     assert re.search(r"--learning-rate VALUE [^\[]* \[default: 0.01; other methods have their own\]", text)
-    assert "perfusion: embedding_learning_rate, " in text and "lora: rare_token, rank;" in text
+    assert "Other methods have settings of their own" in text
     assert all(name in text.replace("- ", "-") for name in METHODS)
 
 

@@ -10,7 +10,8 @@ from infusion.base.latents import square
 from infusion.concepts.crop import bucket_sizes, cropped, training_size
 from infusion.concepts.masks import subject_masks
 from infusion.errors import UserError
-from infusion.methods import METHODS, Infusion
+from infusion.methods import METHODS
+from infusion.methods.infusion import Infusion
 from infusion.training.dataset import BucketedSet, step_generator, training_set
 from infusion.training.loop import TrainingSettings, train
 

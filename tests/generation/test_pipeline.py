@@ -15,8 +15,8 @@ from infusion.base import Base, attached
 from infusion.errors import UserError
 from infusion.generation.diffusers_pipeline import customize
 from infusion.generation.pipeline import generate, sample_prompts
-from infusion.methods import Infusion
 from infusion.methods.adapter_file import save_adapter
+from infusion.methods.infusion import Infusion
 
 
 def generators(*seeds):

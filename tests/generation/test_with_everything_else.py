@@ -19,7 +19,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 from infusion.base import Base
 from infusion.errors import UserError
 from infusion.generation.diffusers_pipeline import customize
-from infusion.methods import LoRA
+from infusion.methods.lora import LoRA
 
 
 def beside(pipeline, adapter, atol=0.0, **kwargs):

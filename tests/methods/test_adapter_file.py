@@ -8,9 +8,9 @@ from safetensors.torch import load_file, save_file
 
 from infusion.base import load_base, same_base
 from infusion.errors import UserError
-from infusion.methods import Infusion
 from infusion.methods.adapter_file import _digest, load_adapter, read_adapter_file, save_adapter
-from infusion.methods.infusion import InfusionAdapter
+from infusion.methods.infusion import Infusion
+from infusion.methods.infusion.adapter import InfusionAdapter
 
 
 @pytest.fixture

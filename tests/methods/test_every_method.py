@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from infusion.base import load_base
+from infusion.base.denoising import denoising_loss
 from infusion.concepts.masks import subject_masks
 from infusion.methods import METHODS
 from infusion.methods.adapter_file import save_adapter
 from infusion.training.dataset import step_generator, training_set
-from infusion.training.loop import TrainingSettings, denoising_loss, train
+from infusion.training.loop import train
+from infusion.training.settings import TrainingSettings
 
 # The tiny base learns fast. DreamBooth moves every weight, and wants less.
 LEARNING_RATES = {"dreambooth": 1e-3}

@@ -12,7 +12,7 @@ from infusion.base import Base
 from infusion.base.cross_attention import AttentionRecorder, cross_attentions
 from infusion.base.families import StableDiffusion
 from infusion.errors import UserError
-from infusion.methods import Infusion
+from infusion.methods.infusion import Infusion
 
 SD15 = {
     "sample_size": 64,

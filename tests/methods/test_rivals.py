@@ -1,6 +1,7 @@
 """What each rival method claims for itself, and what it shares with diffusers, on a tiny real Stable Diffusion."""
 
 from dataclasses import replace
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -18,12 +19,15 @@ from infusion.base.edits import hook_output
 from infusion.base.families import StableDiffusion
 from infusion.base.token_vectors import TokenVectors
 from infusion.errors import UserError
+from infusion.generation.composers.together import together
 from infusion.generation.diffusers_pipeline import customize
 from infusion.generation.pipeline import generate, sample_prompts
-from infusion.methods import METHODS, read_lora, read_textual_inversion, together
+from infusion.methods import METHODS
 from infusion.methods.adapter_file import load_adapter, save_adapter
 from infusion.methods.closed_form import text_metric, typical_states
-from infusion.methods.custom_diffusion import _concept_states, merged
+from infusion.methods.keys_and_values import _concept_states, merged
+from infusion.methods.lora import read_lora
+from infusion.methods.textual_inversion import read_textual_inversion
 from infusion.toybox import FOUNDATION_DIR
 from infusion.training.loop import train
 
@@ -43,7 +47,7 @@ def changed(base, concept, method, seed=1, size=0.2, **settings):
 
 def inputs(base, prompts, *adapters):
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2)).repeat(len(prompts), 1, 1, 1)
-    words = {adapter.concept_name: adapter.words for adapter in adapters}
+    words = {name: words for adapter in adapters for name, words in adapter.spoken.items()}
     return latents, torch.tensor(400), base.encode(prompts, words)
 
 
@@ -130,12 +134,13 @@ def test_two_concepts_in_a_prompt(base, concept, method):
         changed(base, named(concept, "a-cat", "cat"), method, 1),
         changed(base, named(concept, "rex", "dog"), method, 2),
     ]
-    one, other = laid = together(base, pair)
+    laid = together(base, pair)
     prompt = "a <a-cat> and a <rex>"
     both = predict(base, [prompt], *laid)
     first, second = (predict(base, [text], *laid) for text in ("a <a-cat> and a dog", "a cat and a <rex>"))
     assert min((both - first).abs().max(), (both - second).abs().max()) > 1e-4
     if method in ("textual-inversion", "xti"):  # what is not named has no part in it
+        one, other = laid
         assert torch.equal(first, predict(base, ["a <a-cat> and a dog"], one))
         assert torch.equal(second, predict(base, ["a cat and a <rex>"], other))
 
@@ -319,7 +324,7 @@ def custom_pair(base, concept, nouns=("cat", "dog"), size=0.2, rare_tokens=("sks
 def test_merged_weights_keep_every_concepts_outputs(concept):
     base = load_base(device="cpu")
     pair = custom_pair(base, concept, ("car", "robot"), rare_tokens=("sks", "huge"))
-    weights = merged(base, pair)[0].merged
+    weights = merged(base, pair).given[0].tensors
     for adapter in pair:
         states = _concept_states(base, adapter)
         for path, own in adapter.weights().items():
@@ -331,7 +336,7 @@ def test_merged_weights_change_typical_outputs_less_than_their_average_does(conc
     """Also where two concepts of one class have hardly left their common start."""
     base = load_base(device="cpu")
     pair = custom_pair(base, concept, nouns, size)
-    weights, states = merged(base, pair)[0].merged, typical_states(base)
+    weights, states = merged(base, pair).given[0].tensors, typical_states(base)
     for path, weight in weights.items():
         average = sum(adapter.weights()[path] for adapter in pair).detach() / 2
         change, of_average = (
@@ -434,19 +439,15 @@ def test_residuals_and_words_by_layer_are_refused(base, concept):
 
 def test_methods_do_not_mix(base, concept):
     pair = [changed(base, named(concept, name), method) for name, method in (("a-cat", "lora"), ("b-cat", "xti"))]
-    with pytest.raises(UserError, match=r"of several: <a-cat> \(lora\), <b-cat> \(xti\)"):
+    with pytest.raises(UserError, match=r"of several methods: <a-cat> \(lora\), <b-cat> \(xti\)"):
         generate(base, "a <a-cat> and a <b-cat>", pair)
 
 
 @pytest.mark.parametrize("method", RIVALS)
-def test_pipelines_take_methods_without_words_of_their_own(base, pipe, concept, method):
+def test_pipelines_draw_what_we_draw(base, pipe, concept, method):
     adapter = changed(base, concept, method, size=0.1)
-    if method in WORDS_OF_THEIR_OWN:
-        with pytest.raises(UserError, match=rf"\({method}\) has words of its own.*infusion.generate"):
-            customize(pipe, adapter)
-    else:
-        theirs = stock(customize_quietly(pipe, adapter), PROMPT)
-        torch.testing.assert_close(drawn(base, PROMPT, adapter), theirs, rtol=0, atol=2e-3)
+    theirs = stock(customize_quietly(pipe, adapter), PROMPT)
+    torch.testing.assert_close(drawn(base, PROMPT, adapter), theirs, rtol=0, atol=2e-3)
 
 
 def customize_quietly(pipe, adapter):
@@ -502,7 +503,8 @@ def test_parameter_count_on_stable_diffusion_1_5(monkeypatch, method, settings, 
     """The network is without weights; a text model of that width stands for CLIP's, in which "cat" is one token."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(**SD15)
-    for module in ("textual_inversion", "extended_textual_inversion", "perfusion", "custom_diffusion"):
+    for module in ("textual_inversion", "xti", "perfusion", "custom_diffusion"):
+        import_module(f"infusion.methods.{module}")
         monkeypatch.setattr(f"infusion.methods.{module}.embeddings_of", lambda base, words: torch.zeros(1, 768))
     base = Base("sd", StableDiffusion(768), SimpleNamespace(unet=unet), None)
     assert METHODS[method](**settings).num_parameters(base, "cat") == count

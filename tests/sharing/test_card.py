@@ -11,8 +11,9 @@ from tiny_families import tiny
 
 from infusion.base import Base
 from infusion.errors import UserError
-from infusion.methods import METHODS, Infusion
+from infusion.methods import METHODS
 from infusion.methods.adapter_file import save_adapter
+from infusion.methods.infusion import Infusion
 from infusion.sharing.card import Shown, card, describe, read_evaluation
 
 BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"

@@ -5,12 +5,16 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from infusion.base import load_base
+from infusion.base.denoising import denoising_loss
 from infusion.concepts.masks import subject_masks
 from infusion.errors import UserError
-from infusion.methods import DreamBooth, Infusion, TextualInversion
 from infusion.methods.adapter_file import save_adapter
+from infusion.methods.dreambooth import DreamBooth
+from infusion.methods.infusion import Infusion
+from infusion.methods.textual_inversion import TextualInversion
 from infusion.training.dataset import step_generator, training_set
-from infusion.training.loop import TrainingSettings, denoising_loss, train
+from infusion.training.loop import train
+from infusion.training.settings import TrainingSettings
 
 
 def run(base, concept, method, settings=None, checkpoint_path=None, stop_after=None):
@@ -45,11 +49,10 @@ def test_it_learns(base, concept, streams):
     assert held_out_loss() < before
 
 
-@pytest.mark.parametrize("foundation_reuse", [1, 2, 4])
 @pytest.mark.parametrize("stop_after", [2, 3])
-def test_resumed_training_ends_at_the_same_bytes(base, concept, tmp_path, stop_after, foundation_reuse):
+def test_resumed_training_ends_at_the_same_bytes(base, concept, tmp_path, stop_after):
     method = Infusion(max_train_steps=6, streams="mixed")
-    settings = TrainingSettings(checkpointing_steps=2, foundation_reuse=foundation_reuse)
+    settings = TrainingSettings(checkpointing_steps=2)
     checkpoint = tmp_path / "run.checkpoint.safetensors"
     expected, losses = run(base, concept, method, settings)
     _, first_losses = run(base, concept, method, settings, checkpoint, stop_after)
@@ -118,45 +121,6 @@ def test_gradient_accumulation_counts_every_picture(base, concept):
     adapter = Infusion(max_train_steps=1).adapter(base, concept)
     progress = next(train(base, adapter, concept, settings))
     assert progress.step == progress.max_train_steps == 1
-
-
-@pytest.mark.parametrize("streams", ["dual", "mixed"])
-@pytest.mark.parametrize("reuse", [1, 2, 3])
-def test_steps_that_share_a_foundation_repeat_its_batches_and_no_more(base_dir, concept, reuse, streams):
-    """Each is the step that a pass of its own gives on those batches, while the foundation runs once for all."""
-    base = load_base(base_dir, "cpu", torch.float64)
-    method = Infusion(max_train_steps=5, streams=streams)
-    settings = TrainingSettings(gradient_accumulation_steps=2, foundation_reuse=reuse)
-    expected, losses = method.adapter(base, concept), []
-    data = training_set(base, concept, subject_masks(base, concept), settings.flip)
-    optimizer = torch.optim.AdamW(expected.parameters(), lr=method.learning_rate)
-    for step in range(5):
-        generator, of_step = step_generator(settings.seed, step - step % reuse), []
-        for _ in range(2):
-            batch = data.batch(4, generator)
-            with base.customized(expected, borrows=expected.draw_borrows(4, generator)) as denoiser:
-                of_step.append(denoising_loss(base, denoiser, batch) / 2)
-            of_step[-1].backward()
-        losses.append(float(sum(of_step).detach()))
-        optimizer.step()
-        optimizer.zero_grad()
-    found, found_losses = run(base, concept, method, settings)
-    assert found_losses == pytest.approx(losses, rel=1e-12)
-    assert (tensors(found) - tensors(expected)).abs().max() <= 1e-12 * tensors(expected).abs().max()
-
-
-def test_without_a_foundation_there_is_nothing_to_share(base, concept):
-    for method in (Infusion(max_train_steps=2, streams="single"), TextualInversion(max_train_steps=2)):
-        with pytest.raises(UserError, match="trains without a foundation that several steps could share"):
-            run(base, concept, method, TrainingSettings(foundation_reuse=2))
-
-
-def test_what_is_told_apart_by_settings_knows_later_ones_only_where_they_matter():
-    """Results and checkpoints from before there was `foundation_reuse` are still those of its default."""
-    told = {"train_batch_size": 4, "gradient_accumulation_steps": 1, "lr_scheduler": "constant", "flip": True}
-    told |= {"seed": 0, "checkpointing_steps": 100}
-    assert TrainingSettings().identity() == told
-    assert TrainingSettings(foundation_reuse=2).identity() == told | {"foundation_reuse": 2}
 
 
 def test_captions_replace_templates(base, concept):

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from infusion.concepts.concept import Concept
 from infusion.errors import UserError
-from infusion.methods import Infusion
+from infusion.methods.infusion import Infusion
 from infusion.metrics.encoders import load_clip, load_image_encoder
 from infusion.toybox.concepts import concept_pictures
 from infusion.training.loop import Progress

@@ -1,20 +1,36 @@
 """A base + adapters' edits -> a denoiser; leaving the block undoes them all."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
 from infusion.base.denoiser import Conditioning
 from infusion.base.edits import swap_parameter, wrap_module
-from infusion.base.streams import FoundationPass, TwinStreams, ValueResiduals
+from infusion.base.streams import TwinStreams, ValueResiduals
 from infusion.base.token_vectors import ALL_LAYERS, TextReader, TokenVectors
 from infusion.errors import UserError
 
 if TYPE_CHECKING:
     from infusion.base.model import Base
+
+
+class Edit(Protocol):
+    """A reversible change of a base. A new kind of edit is a class with these two, wherever it is needed."""
+
+    def attach(self, live: "Customized") -> AbstractContextManager[None]:
+        """The change, on the live network for the length of the block."""
+        ...
+
+    def scaled(self, weight: float) -> "Edit":
+        """The edit, acting `weight` times as strongly; UserError where it is all or nothing."""
+        ...
+
+
+def all_or_nothing(weight: float) -> UserError:
+    return UserError(f"A weight of {weight:g} needs a method that adds to values, such as infusion; give 1 or 0.")
 
 
 @dataclass(frozen=True)
@@ -23,6 +39,22 @@ class SwappedParameters:
 
     tensors: Mapping[str, Tensor]
 
+    @contextmanager
+    def attach(self, live: "Customized") -> Iterator[None]:
+        with ExitStack() as stack:
+            for path, tensor in self.tensors.items():
+                first = live.swapped.setdefault(path, tensor)
+                if first is not tensor:
+                    raise UserError(
+                        f"The concepts {', '.join(live.concepts)} each bring weights of their own for {path}, and a "
+                        "network has one: use one of them at a time."
+                    )
+                stack.enter_context(swap_parameter(live.base.network, path, tensor))
+            yield
+
+    def scaled(self, weight: float) -> "SwappedParameters":
+        raise all_or_nothing(weight)
+
 
 @dataclass(frozen=True)
 class WrappedModules:
@@ -30,28 +62,19 @@ class WrappedModules:
 
     wrappers: Mapping[str, Callable[[nn.Module], nn.Module]]
 
+    @contextmanager
+    def attach(self, live: "Customized") -> Iterator[None]:
+        with ExitStack() as stack:
+            for path, wrapper in self.wrappers.items():
+                stack.enter_context(wrap_module(live.base.network, path, wrapper))
+            yield
 
-Edit = ValueResiduals | TokenVectors | SwappedParameters | WrappedModules
-
-
-def scaled(edit: Edit, weight: float) -> Edit:
-    """The edit, acting `weight` times as strongly.
-
-    Raises:
-        UserError: it is all or nothing, and the weight is neither 1 nor 0.
-    """
-    if weight in (0, 1):
-        return edit
-    if not isinstance(edit, ValueResiduals):
-        raise UserError(f"A weight of {weight:g} needs a method that adds to values, such as infusion; give 1 or 0.")
-    vectors, keys = (
-        {path: weight * vector for path, vector in some.items()} for some in (edit.vectors, edit.key_vectors)
-    )
-    return replace(edit, vectors=vectors, key_vectors=keys)
+    def scaled(self, weight: float) -> "WrappedModules":
+        raise all_or_nothing(weight)
 
 
 class Customization(Protocol):
-    """What can be laid on a base: all that the base needs to know of an adapter."""
+    """What can be applied to a base: all that the base needs to know of an adapter."""
 
     concept_name: str
 
@@ -65,20 +88,29 @@ class Customization(Protocol):
 
 
 class Named(Customization, Protocol):
-    """A customization whose concept prompts can name: an adapter, or `Words`."""
+    """A customization whose concepts prompts can name: an adapter, `Words`, or a merge of several adapters."""
+
+    @property
+    def spoken(self) -> Mapping[str, str]:
+        """By concept name, what the text model reads where a prompt names the concept."""
+        ...
 
     @property
     def words(self) -> str:
-        """What the text model reads where a prompt names the concept."""
+        """What the text model reads for `concept_name`."""
         ...
 
 
 @dataclass
 class Words:
-    """The words by which a model customized already knows a concept, such as "sks cat": nothing is laid on it."""
+    """The words by which a model customized already knows a concept, such as "sks cat": nothing is applied."""
 
     words: str
     concept_name: str = "concept"
+
+    @property
+    def spoken(self) -> Mapping[str, str]:
+        return {self.concept_name: self.words}
 
     def check_fits(self, base: "Base") -> None:
         """It fits every base."""
@@ -94,6 +126,7 @@ class Strengthened:
         self.customization = customization
         self.concept_name = customization.concept_name
         self.words = customization.words
+        self.spoken = customization.spoken
         self.weight = weight
 
     def check_fits(self, base: "Base") -> None:
@@ -102,16 +135,51 @@ class Strengthened:
     def edits(self, base: "Base") -> Sequence[Edit]:
         if self.weight == 0:
             return ()
-        return [scaled(edit, self.weight) for edit in self.customization.edits(base)]
+        edits = self.customization.edits(base)
+        return edits if self.weight == 1 else [edit.scaled(self.weight) for edit in edits]
+
+
+@dataclass
+class Edited:
+    """Edits as they are given, by one who knows that they fit: what a training step applies, or a merge."""
+
+    concept_name: str
+    given: Sequence[Edit]
+
+    def check_fits(self, base: "Base") -> None:
+        """They do."""
+
+    def edits(self, base: "Base") -> Sequence[Edit]:
+        return self.given
+
+
+@dataclass
+class Merged(Edited):
+    """What a closed form makes of several adapters: one customization, which prompts may name by all their concepts."""
+
+    spoken: Mapping[str, str]
+
+    @property
+    def words(self) -> str:
+        """Of the first concept."""
+        return next(iter(self.spoken.values()))
 
 
 class Customized:
-    """A base under edits; a `Denoiser`. streams and texts are None where no edit needs them."""
+    """A base under edits; a `Denoiser`. streams and texts are None where no edit needs them.
 
-    def __init__(self, base: "Base", streams: TwinStreams | None, texts: TextReader | None) -> None:
+    While edits attach, those of one kind that act together leave themselves here: swapped weights by path, residuals
+    of values, vectors of tokens.
+    """
+
+    def __init__(self, base: "Base", concepts: Sequence[str]) -> None:
         self.base = base
-        self.streams = streams
-        self.texts = texts
+        self.concepts = concepts
+        self.swapped: dict[str, Tensor] = {}
+        self.residuals: list[ValueResiduals] = []
+        self.vectors: list[TokenVectors] = []
+        self.streams: TwinStreams | None = None
+        self.texts: TextReader | None = None
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         if self.texts:
@@ -125,19 +193,27 @@ class Customized:
         if self.streams:
             self.streams.released = released
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The texts and the second stream, around all other edits: streams see the network as these have made it."""
+        by_layer = [edit.concept for edit in self.vectors if edit.vectors.keys() - {ALL_LAYERS}]
+        if self.residuals and by_layer:  # the second stream holds some rows, states by layer are there for all of them
+            raise UserError(
+                f"<{self.residuals[0].concept}> adds to values in a stream of its own and <{by_layer[0]}> has words of "
+                "its own for every layer, which do not go together: use one of them at a time."
+            )
+        self.texts = TextReader(self.base, self.vectors) if self.vectors else None
+        self.streams = TwinStreams(self.base.family, self.base.network, self.residuals) if self.residuals else None
+        with ExitStack() as stack:
+            for part in (self.texts, self.streams):
+                if part:
+                    stack.enter_context(part.attached())
+            yield
+
 
 @contextmanager
-def attached(
-    base: "Base",
-    adapters: Sequence[Customization],
-    borrows: Tensor | None = None,
-    foundation: FoundationPass | None = None,
-) -> Iterator[Customized]:
+def attached(base: "Base", adapters: Sequence[Customization]) -> Iterator[Customized]:
     """The adapters' edits, on the live network for the length of the block.
-
-    Args:
-        borrows: [B] bool, which rows take the foundation's queries; None leaves it to the adapters' methods.
-        foundation: what the foundation gave for the one batch that is given here, or is to be filled with it.
 
     Raises:
         UserError: two concepts share a name, both bring a whole weight of their own for one place, or their kinds of
@@ -150,44 +226,9 @@ def attached(
     for adapter in adapters:
         adapter.check_fits(base)
         edits += adapter.edits(base)
-    vectors = [edit for edit in edits if isinstance(edit, TokenVectors)]
-    residuals = [edit for edit in edits if isinstance(edit, ValueResiduals)]
-    _check_mix(residuals, vectors)
+    live = Customized(base, names)
     with ExitStack() as stack:
-        for path, tensor in _swapped(edits, names).items():
-            stack.enter_context(swap_parameter(base.network, path, tensor))
-        for edit in edits:
-            if isinstance(edit, WrappedModules):
-                for path, wrapper in edit.wrappers.items():
-                    stack.enter_context(wrap_module(base.network, path, wrapper))
-        texts = stack.enter_context(TextReader(base, vectors).attached()) if vectors else None
-        streams = (
-            stack.enter_context(TwinStreams(base.family, base.network, residuals, borrows, foundation).attached())
-            if residuals
-            else None
-        )
-        yield Customized(base, streams, texts)
-
-
-def _check_mix(residuals: Sequence[ValueResiduals], vectors: Sequence[TokenVectors]) -> None:
-    """The second stream holds some rows of the batch, and states by layer are there for all of them."""
-    by_layer = [edit.concept for edit in vectors if edit.vectors.keys() - {ALL_LAYERS}]
-    if residuals and by_layer:
-        raise UserError(
-            f"<{residuals[0].concept}> adds to values in a stream of its own and <{by_layer[0]}> has words of its own "
-            "for every layer, which do not go together: use one of them at a time."
-        )
-
-
-def _swapped(edits: Sequence[Edit], names: Sequence[str]) -> dict[str, Tensor]:
-    """The tensors that stand in, by parameter path; several adapters may bring one and the same tensor."""
-    swapped: dict[str, Tensor] = {}
-    for edit in edits:
-        if isinstance(edit, SwappedParameters):
-            for path, tensor in edit.tensors.items():
-                if swapped.setdefault(path, tensor) is not tensor:
-                    raise UserError(
-                        f"The concepts {', '.join(names)} each bring weights of their own for {path}, and a network "
-                        "has one: use one of them at a time."
-                    )
-    return swapped
+        for edit in sorted(edits, key=lambda edit: not isinstance(edit, SwappedParameters)):  # paths change by wrapping
+            stack.enter_context(edit.attach(live))
+        stack.enter_context(live.running())
+        yield live

@@ -21,7 +21,6 @@ from infusion.base.families import Family, StableDiffusion, TextLayer, family_of
 from infusion.base.noise_schedule import noise_schedule
 from infusion.base.prompts import parse_prompt
 from infusion.base.single_file import is_single_file, load_single_file
-from infusion.base.streams import FoundationPass
 from infusion.errors import UserError, first_line
 from infusion.toybox import FOUNDATION_DIR, TOYBOX
 
@@ -174,16 +173,9 @@ class Base:
         return self.family.prediction(output, noisy_latents).to(noisy_latents.dtype)
 
     @contextmanager
-    def customized(
-        self, *adapters: Customization, borrows: Tensor | None = None, foundation: FoundationPass | None = None
-    ) -> Iterator[Denoiser]:
-        """The base with adapters, as a denoiser; leaving the block leaves no trace in the base.
-
-        Args:
-            borrows: [B] bool, which rows take the foundation's queries; None leaves it to the adapters' methods.
-            foundation: what the foundation gave for the one batch that is given here, or is to be filled with it.
-        """
-        with attached(self, adapters, borrows, foundation) as denoiser:
+    def customized(self, *adapters: Customization) -> Iterator[Denoiser]:
+        """The base with adapters, as a denoiser; leaving the block leaves no trace in the base."""
+        with attached(self, adapters) as denoiser:
             yield denoiser
 
     def digest(self) -> str:

@@ -14,10 +14,10 @@ over. Nothing is computed twice that is the same in both streams, and nothing of
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from infusion.base import rank_form
 from infusion.base.edits import hook_output, wrap_method
 from infusion.base.families import Family, TextLayer
 from infusion.base.prompts import ConceptTokens
+
+if TYPE_CHECKING:
+    from infusion.base.customization import Customized
 from infusion.base.shared_start import SharedStart
 from infusion.errors import UserError
 
@@ -34,18 +37,34 @@ from infusion.errors import UserError
 class ValueResiduals:
     """The edit of one concept: a vector to add to the values of every layer at the concept's tokens.
 
-    vectors: [width] by layer path. borrows: whether the concept's rows take the foundation's queries. key_vectors:
-    [width] by layer path, added to the keys; with any, the maps are no longer the foundation's.
+    vectors: [width] by layer path. borrows: whether the concept's rows take the foundation's queries, of all rows
+    alike or by row of the batch. key_vectors: [width] by layer path, added to the keys; with any, the maps are no
+    longer the foundation's.
     """
 
     concept: str
     vectors: Mapping[str, Tensor]
-    borrows: bool
+    borrows: bool | Mapping[int, bool]
     key_vectors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @contextmanager
+    def attach(self, live: "Customized") -> Iterator[None]:
+        live.residuals.append(self)
+        yield
+
+    def scaled(self, weight: float) -> "ValueResiduals":
+        vectors, keys = (
+            {path: weight * vector for path, vector in some.items()} for some in (self.vectors, self.key_vectors)
+        )
+        return replace(self, vectors=vectors, key_vectors=keys)
+
+    def borrows_in(self, row: int) -> bool:
+        """Whether that row of the batch takes the foundation's queries."""
+        return self.borrows if isinstance(self.borrows, bool) else self.borrows[row]
 
 
 @dataclass
-class FoundationPass:
+class _FoundationPass:
     """What the customized rows of a batch take over from the foundation; empty until it was run.
 
     states: queries and keys [K, L, W], by the path of their projection. attended: by the path of a layer in rank form,
@@ -93,26 +112,15 @@ class _Enough(Exception):
 class TwinStreams:
     """Runs a network with value residuals. `rows` says which concepts each row of the next batch names, and where.
 
-    borrows: [B] which of those rows take over the foundation's maps; by default what the residuals say.
     among_others: a batch may hold other rows too, such as the unconditional ones of guidance; then `text_states`
     [B, T, C] say which are the `rows`, and `found`, whether any were.
     released: rows that name a concept have maps of their own, and no foundation beside them: one pass for all rows.
-    foundation: is filled by the first call, and spares later ones the foundation's pass, where nothing else is read of
-    it; for a batch that is given again and again. By default every call has its own.
     """
 
-    def __init__(
-        self,
-        family: Family,
-        network: nn.Module,
-        residuals: Sequence[ValueResiduals],
-        borrows: Tensor | None = None,
-        foundation: FoundationPass | None = None,
-    ) -> None:
+    def __init__(self, family: Family, network: nn.Module, residuals: Sequence[ValueResiduals]) -> None:
         self.family = family
         self.network = network
         self.residuals = {residual.concept: residual for residual in residuals}
-        self.borrows = None if borrows is None else borrows.tolist()
         self.rows: Sequence[ConceptTokens] = ()
         self.text_states: Tensor | None = None
         self.among_others = self.found = self.released = False
@@ -123,8 +131,7 @@ class TwinStreams:
         self._start = SharedStart()
         self._recording: _Plan | None = None
         self._replaying: _Plan | None = None
-        self._lasting = foundation
-        self._found = foundation or FoundationPass()
+        self._found = _FoundationPass()
         self._unread: set[str] = set()
 
     @contextmanager
@@ -158,7 +165,7 @@ class TwinStreams:
         self._forget()
         prediction = self._foundation_pass(original, inputs, plan)
         self._replaying = plan
-        self._start.give(self._found.start.copy() if self._lasting else self._found.start)
+        self._start.give(self._found.start)
         changed = original(**rows, return_dict=True)
         if not torch.is_grad_enabled():  # else checkpointed layers may be run again, until the next call
             self._forget()
@@ -169,7 +176,7 @@ class TwinStreams:
 
     def _forget(self) -> None:
         self._replaying = None
-        self._found = self._lasting or FoundationPass()
+        self._found = _FoundationPass()
         self._start.reached()
 
     def _plan(self, inputs: Mapping[str, Any]) -> _Plan | None:
@@ -217,27 +224,16 @@ class TwinStreams:
 
     def _blocks(self, batch_size: int, text_states: Tensor) -> list[bool]:
         """For every block of the batch, each as long as `rows`, whether it is told the prompts."""
-        num_blocks, rest = divmod(batch_size, max(1, len(self.rows)))
-        if rest:
-            raise UserError(
-                f"The pipeline calls its network with {batch_size} rows for {len(self.rows)} pictures; pipelines that "
-                "treat all pictures alike can be customized."
-            )
         if not self.among_others:
-            return [True] * num_blocks
-        if self.text_states is None:
-            raise UserError("This pipeline has a way of its own to encode prompts, and cannot be customized.")
-        told = self.text_states.to(text_states)
-        theirs = [torch.equal(block, told) for block in text_states.chunk(num_blocks)]
+            return [True] * num_blocks(batch_size, len(self.rows))
+        theirs = blocks_of_prompts(text_states, self.text_states, len(self.rows))
         self.found |= any(theirs)
         return theirs
 
     def _borrows(self, row: int, concepts: Collection[str]) -> bool:
         if self.released:
             return False
-        if self.borrows is not None:
-            return self.borrows[row]
-        return all(self.residuals[name].borrows for name in concepts)
+        return all(self.residuals[name].borrows_in(row) for name in concepts)
 
     def _trains_only_residuals(self, inputs: Mapping[str, Any]) -> bool:
         """Whether nothing but the residuals needs a gradient, so that the foundation may stand for customized rows."""
@@ -256,8 +252,7 @@ class TwinStreams:
 
         It is skipped, or ends at the last layer that is taken over, where nothing else is.
         """
-        is_there = bool(self._found.states or self._found.attended)
-        if plan.is_whole and (is_there or not any(plan.borrows)):
+        if plan.is_whole and not any(plan.borrows):
             return None
         self._recording = plan
         self._unread = set(self._layers)
@@ -345,6 +340,34 @@ class TwinStreams:
         if there is None:
             return None
         return torch.stack([torch.zeros_like(there) if vector is None else vector for vector in named])
+
+
+def num_blocks(batch_size: int, num_rows: int) -> int:
+    """How often a batch holds `num_rows` rows, as guidance puts others beside them.
+
+    Raises:
+        UserError: not a whole number of times.
+    """
+    num, rest = divmod(batch_size, max(1, num_rows))
+    if rest:
+        raise UserError(
+            f"The pipeline calls its network with {batch_size} rows for {num_rows} images; pipelines that treat all "
+            "images alike can be customized."
+        )
+    return num
+
+
+def blocks_of_prompts(text_states: Tensor, of_prompts: Tensor | None, num_rows: int) -> list[bool]:
+    """For every block of `num_rows` rows of a batch's text states, whether it is told the prompts' own states.
+
+    Raises:
+        UserError: the batch is no whole number of blocks; nobody heard what the prompts' states are.
+    """
+    blocks = text_states.chunk(num_blocks(len(text_states), num_rows))
+    if of_prompts is None:
+        raise UserError("This pipeline has a way of its own to encode prompts, and cannot be customized.")
+    told = of_prompts.to(text_states)
+    return [torch.equal(block, told) for block in blocks]
 
 
 def _take_rows(value: Any, at: Tensor | None, batch_size: int) -> Any:

@@ -19,6 +19,7 @@ from infusion.base.edits import hook_input, hook_output
 from infusion.errors import UserError
 
 if TYPE_CHECKING:
+    from infusion.base.customization import Customized
     from infusion.base.model import Base
 
 ALL_LAYERS = ""
@@ -35,6 +36,14 @@ class TokenVectors:
     concept: str
     words: str
     vectors: Mapping[str, Tensor]
+
+    @contextmanager
+    def attach(self, live: "Customized") -> Iterator[None]:
+        live.vectors.append(self)
+        yield
+
+    def scaled(self, weight: float) -> "TokenVectors":
+        raise UserError(f"A weight of {weight:g} needs a method that adds to values, such as infusion; give 1 or 0.")
 
 
 class TextReader:
@@ -73,6 +82,10 @@ class TextReader:
             self._last = (conditioning, found)
         self._by_layer = found.states_by_layer
         return found
+
+    def give_by_layer(self, states: Mapping[str, Tensor]) -> None:
+        """From here on layers with states of their own are given these, [B, T, C] of the whole batch by layer path."""
+        self._by_layer = states
 
     def _read(self, conditioning: Conditioning) -> Conditioning:
         named = [row for row, tokens in enumerate(conditioning.concept_tokens) if tokens.keys() & self.edits.keys()]

@@ -48,12 +48,13 @@ from infusion.evaluation.evaluate import (
 from infusion.evaluation.pairs import measure_pair
 from infusion.evaluation.validity import collapse_where_known, null_ranks
 from infusion.files import whole_file
-from infusion.methods import METHODS, Adapter, Method
+from infusion.methods import METHODS
+from infusion.methods.adapter import Adapter
 from infusion.methods.adapter_file import load_adapter, read_adapter_file, save_adapter
+from infusion.methods.method import Method
 from infusion.metrics import check_wanted
 from infusion.metrics.catalogue import BASE, NULL
 from infusion.metrics.encoders import load_clip, load_image_encoder
-from infusion.recipes import TrainingSettings
 from infusion.settings import from_mapping, parse
 from infusion.toybox.concepts import concept_pictures
 from infusion.toybox.judges import judges_dir, load_judges
@@ -68,6 +69,7 @@ from infusion.toybox.scene import (
 )
 from infusion.toybox.scene import individual as one_individual
 from infusion.training.loop import Diverged, train
+from infusion.training.settings import TrainingSettings
 
 RARE_TOKENS = ("sks", "zwx", "ohwx", "qjb")
 _SCHEMA = 2  # to be raised when what is measured changes
@@ -322,7 +324,7 @@ def adapter_digest(spec: Specification, row_name: str, individual: Individual, g
     drawing, method = spec.plan.drawing, row.method_for(individual)
     facts: dict[str, Any] = {
         "base": ground.base,
-        "method": [method.name, asdict(method), row.training.identity()],
+        "method": [method.name, asdict(method), asdict(row.training)],
         "pictures": _pictures_digest(individual),
         "class_noun": individual.class_noun,
     }

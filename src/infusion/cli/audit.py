@@ -329,8 +329,8 @@ def _curve(
 def _infusion(console: "Console", base: "Base", concept: "Concept", work_dir: Path) -> "Given":
     """Infusion, trained on the same pictures with its defaults, or as it was trained before."""
     from infusion.auditing.run import given
-    from infusion.methods import Infusion
     from infusion.methods.adapter_file import save_adapter
+    from infusion.methods.infusion import Infusion
     from infusion.pages.training_page import format_seconds
     from infusion.terminal import progress_bar
     from infusion.training.loop import train

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from infusion.base import Base
     from infusion.concepts.concept import Concept
     from infusion.concepts.masks import SubjectMask
-    from infusion.methods import Adapter
+    from infusion.methods.adapter import Adapter
     from infusion.pages.training_page import Preview
     from infusion.training.loop import Progress
     from infusion.training.processes import Processes
@@ -90,11 +90,11 @@ class _SettingsCommand(TyperCommand):
     """A command some of whose flags are settings: their help is read where the settings are declared."""
 
     def format_help(self, *args: Any) -> None:
-        explained, without_flag = _explained_settings({param.name for param in self.params})
+        explained = _explained_settings()
         for param in self.params:
             if param.name in explained:
                 param.help = explained[param.name]  # type: ignore[attr-defined]
-        self.epilog = f"Settings without a flag, for --set and --config: {without_flag}."
+        self.epilog = "Other methods have settings of their own, for --set and --config: --dry-run prints them all."
         super().format_help(*args)
 
 
@@ -164,7 +164,6 @@ def train(
     flip: Annotated[bool | None, typer.Option("--flip/--no-flip", show_default=False)] = None,
     seed: Setting = None,
     checkpointing_steps: Setting = None,
-    foundation_reuse: Setting = None,
     mixed_precision: Annotated[
         str,
         typer.Option(help="Precision of the frozen weights: no, fp16 or bf16; what is learnt stays in fp32."),
@@ -507,8 +506,8 @@ def merged_settings(flags: dict[str, Any], assignments: Sequence[str], config: P
 def _settings(flags: dict[str, Any], assignments: Sequence[str], config: Path | None) -> Any:
     """The method and the training settings, from all that was given."""
     from infusion.methods import METHODS
-    from infusion.recipes import TrainingSettings
     from infusion.settings import parse
+    from infusion.training.settings import TrainingSettings
 
     names = {"method", *(field.name for cls in _classes_with_flags() for field, _ in _fields(cls))}
     given = {name: value for name, value in flags.items() if name in names}
@@ -520,29 +519,29 @@ def _settings(flags: dict[str, Any], assignments: Sequence[str], config: Path | 
 
 def _classes_with_flags() -> tuple[type[Any], ...]:
     """Whose settings have flags; those that only another method has are given by --set."""
-    from infusion.recipes import METHOD_SETTINGS, TrainingSettings
+    from infusion.methods import METHODS
+    from infusion.training.settings import TrainingSettings
 
-    return METHOD_SETTINGS[_DEFAULT_METHOD], TrainingSettings
+    return METHODS[_DEFAULT_METHOD], TrainingSettings
 
 
-def _explained_settings(flags: set[str | None]) -> tuple[dict[str, str], str]:
-    """What the settings with flags say of themselves, by name; and which others every method has."""
-    from infusion.recipes import METHOD_SETTINGS
+def _explained_settings() -> dict[str, str]:
+    """What the settings with flags say of themselves, by name."""
+    from infusion.methods import METHODS
+    from infusion.methods.method import Method
     from infusion.settings import allowed
 
-    fields_of = {name: [field.name for field, _ in _fields(method)] for name, method in METHOD_SETTINGS.items()}
-    shared = set.intersection(*(set(names) for names in fields_of.values()))
-    explained = {"method": f"How it is learnt: {', '.join(METHOD_SETTINGS)}. [default: {_DEFAULT_METHOD}]"}
+    shared = {field.name for field, _ in _fields(Method)}
+    explained = {"method": f"How it is learnt: {', '.join(METHODS)}. [default: {_DEFAULT_METHOD}]"}
     for cls in _classes_with_flags():
         for field, hint in _fields(cls):
             about = field.metadata["help"].rstrip(".")
             about += "" if hint in (str, bool) else f"; {allowed(field, hint)}"
-            of_method = cls in METHOD_SETTINGS.values()
+            of_method = issubclass(cls, Method)
             only = f" Of {_DEFAULT_METHOD} only." if of_method and field.name not in shared else ""
             others = "; other methods have their own" if of_method and field.name in shared else ""
             explained[field.name] = f"{about}.{only} [default: {field.default}{others}]"
-    without = {method: [name for name in names if name not in flags] for method, names in fields_of.items()}
-    return explained, "; ".join(f"{method}: {', '.join(names)}" for method, names in without.items() if names)
+    return explained
 
 
 def _fields(cls: type[Any]) -> list[tuple["dataclasses.Field[Any]", Any]]:

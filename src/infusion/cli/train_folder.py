@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from infusion.base import Base
     from infusion.concepts.concept import Concept
     from infusion.concepts.list import Listed
-    from infusion.methods import Method
-    from infusion.recipes import TrainingSettings
+    from infusion.methods.method import Method
     from infusion.training.loop import Progress
+    from infusion.training.settings import TrainingSettings
     from infusion.training.together import Job
 
 _OF_ONE = ("name", "masks", "page", "preview_steps", "clip", "encoder", "report_to")

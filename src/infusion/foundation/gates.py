@@ -21,6 +21,7 @@ from infusion.base.latents import decode_latents
 from infusion.concepts.masks import NOISE_LEVELS, stretched
 from infusion.files import save_png
 from infusion.foundation import judging
+from infusion.generation.guidance import Guided
 from infusion.generation.sampling import sample, seeded_noise
 from infusion.intervals import Gate, Measured, bootstrap, mean, share
 from infusion.toybox.captions import caption, told_facts
@@ -104,16 +105,9 @@ def draw_captions(base: Base, wanted: Sequence[HeldOut], folder: Path, report: R
 
 def _draw(base: Base, texts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
     noise = seeded_noise([torch.Generator().manual_seed(seed) for seed in seeds], base.latent_shape)
-    nothing = base.encode([""]).rows([0] * len(texts))
-    latents = sample(
-        base,
-        base.scheduler,
-        noise.to(base.device, base.dtype),
-        base.encode(texts),
-        nothing,
-        GUIDANCE_SCALE,
-        NUM_INFERENCE_STEPS,
-    )
+    guided = Guided(base, base.encode([""]), GUIDANCE_SCALE)
+    noise = noise.to(base.device, base.dtype)
+    latents = sample(guided, base.scheduler, noise, base.encode(texts), NUM_INFERENCE_STEPS)
     return decode_latents(base, latents)
 
 

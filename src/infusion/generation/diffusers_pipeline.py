@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infusion.base import Base, attached
+from infusion.base import Base, Conditioning, attached
 from infusion.base.cross_attention import cross_attentions
-from infusion.base.customization import Customized, Strengthened, scaled
+from infusion.base.customization import Customized, Strengthened
 from infusion.base.edits import wrap_method
 from infusion.base.prompts import Prompt, parse_prompt
-from infusion.base.token_vectors import TokenVectors
+from infusion.base.streams import blocks_of_prompts
 from infusion.concepts.concept import checked_name
 from infusion.errors import UserError, nearest
-from infusion.methods import Adapter, together
+from infusion.generation.composers.together import together
+from infusion.methods.adapter import Adapter
 from infusion.methods.adapter_file import load_adapter
 
 _PROMPTS = ("prompt", "prompt_2", "prompt_3")
@@ -68,8 +70,8 @@ class CustomizedPipeline:
             adapter_name: what prompts call it; by default the name in the file.
 
         Raises:
-            UserError: the file is unusable, or for another base; the method trains words, which a pipeline reads
-                itself; another concept has the name.
+            UserError: the file is unusable, or for another base; it cannot stand beside those loaded; another concept
+                has the name.
         """
         base = Base.from_pipeline(self.pipeline)
         loaded = adapter if isinstance(adapter, Adapter) else load_adapter(adapter, base, self.any_base)
@@ -80,11 +82,6 @@ class CustomizedPipeline:
         if name in self.adapters:
             raise UserError(
                 f"Two concepts share a name: <{name}> is loaded already; unload it, or give another adapter_name."
-            )
-        if any(isinstance(edit, TokenVectors) for edit in loaded.edits(base)):
-            raise UserError(
-                f"<{name}> ({loaded.method.name}) has words of its own, and a pipeline reads its prompts itself: draw "
-                "it with infusion.generate; a Textual Inversion also loads with pipe.load_textual_inversion."
             )
         together(base, [*self.adapters.values(), loaded])
         self.adapters[name] = loaded
@@ -108,8 +105,7 @@ class CustomizedPipeline:
             raise UserError(f"{len(names)} adapters need as many weights, and {len(strengths)} were given.")
         base = Base.from_pipeline(self.pipeline)
         for name, strength in zip(names, strengths, strict=True):
-            for edit in self._loaded(name).edits(base):
-                scaled(edit, strength)
+            Strengthened(self._loaded(name), strength).edits(base)
         self.weights = dict.fromkeys(self.adapters, 0.0) | dict(zip(names, strengths, strict=True))
 
     def get_active_infusion_adapters(self) -> list[str]:
@@ -164,24 +160,33 @@ class CustomizedPipeline:
         _, tokens = base.family.tokenize(self.pipeline, prompts, **options)
         self._make_plain(given, prompts)
         copies = given.get("num_images_per_prompt") or 1
-        active = []
-        for name, adapter in self.adapters.items():
-            if self.weights[name]:
-                active.append(Strengthened(adapter.to(base.device), self.weights[name]))
-        with attached(base, active) as denoiser:
-            if not denoiser.streams or not any(tokens):
+        with attached(base, self._active(base)) as denoiser, ExitStack() as stack:
+            if not (denoiser.streams or denoiser.texts) or not any(tokens):
                 return self.pipeline(**given)
             _check_perturbed(self.pipeline, base, given)
-            denoiser.streams.rows = [row for row in tokens for _ in range(copies)]
-            denoiser.streams.among_others = True
-            with wrap_method(self.pipeline, "encode_prompt", _listening(denoiser)):
-                drawn = self.pipeline(**given)
-            if not denoiser.streams.found:
+            heard = _Heard()
+            plain = base.family.encode(self.pipeline, prompts) if denoiser.texts else None
+            called = _Called(denoiser, heard, plain, len(tokens), copies)
+            stack.enter_context(wrap_method(self.pipeline, "encode_prompt", heard.listen))
+            if denoiser.streams:
+                denoiser.streams.rows = [row for row in tokens for _ in range(copies)]
+            stack.enter_context(wrap_method(base.network, "forward", called.forward))
+            drawn = self.pipeline(**given)
+            if not called.found:
                 raise UserError(
                     f"{type(self.pipeline).__name__} gave its network other text states than its encode_prompt made, "
                     "so that no row could be told to be the prompt's, and the concept did not act."
                 )
             return drawn
+
+    def _active(self, base: Base) -> list[Any]:
+        """The adapters that act, as their methods merge them, each as strongly as it is to."""
+        acting = [adapter.to(base.device) for name, adapter in self.adapters.items() if self.weights[name]]
+        weights = {id(self.adapters[name]): weight for name, weight in self.weights.items()}
+        return [
+            Strengthened(adapter, weights.get(id(adapter), 1.0)) if id(adapter) in weights else adapter
+            for adapter in together(base, acting)
+        ]
 
     def _prompts(self, given: Mapping[str, Any]) -> list[Prompt]:
         """The prompts, with their concepts found."""
@@ -269,23 +274,86 @@ def _check_perturbed(pipeline: Any, base: Base, given: Mapping[str, Any]) -> Non
         )
 
 
-def _listening(denoiser: Customized) -> Callable[..., Any]:
-    """Around a pipeline's `encode_prompt`: what the prompts' own rows are told, by which they are found in a batch.
+class _Heard:
+    """What a pipeline's `encode_prompt` told of the prompts, by which their rows are found in a batch.
 
     Every pipeline returns the prompts' states first, and the negative prompts' among the rest or in a second call.
     """
-    streams = denoiser.streams
-    assert streams
 
-    def encode_prompt(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def __init__(self) -> None:
+        self.states: Tensor | None = None
+
+    def listen(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         encoded = original(*args, **kwargs)
         states, *others = encoded
-        if streams.text_states is None:
-            streams.text_states = states
+        if self.states is None:
+            self.states = states
         else:
             others.append(states)
-        if any(isinstance(other, Tensor) and torch.equal(other, streams.text_states) for other in others):
+        if any(isinstance(other, Tensor) and torch.equal(other, self.states) for other in others):
             raise UserError("The negative prompt reads the same as the prompt, which guidance cannot tell apart.")
         return encoded
 
-    return encode_prompt
+
+class _Called:
+    """Around a network that a pipeline calls: the prompts' rows read the concepts' own words, where they have some.
+
+    plain: the conditioning of the prompts, as the base itself encodes them, where concepts have words of their own.
+    copies: images of each prompt. found: whether the prompts' rows were in any batch.
+    """
+
+    def __init__(
+        self, denoiser: Customized, heard: _Heard, plain: Conditioning | None, num_prompts: int, copies: int
+    ) -> None:
+        rows = [row for row in range(num_prompts) for _ in range(copies)]
+        self.denoiser = denoiser
+        self.heard = heard
+        self.plain = plain and plain.rows(rows)
+        self.num_rows = len(rows)
+        self.found = False
+        self._read: Conditioning | None = None
+
+    def forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        network = self.denoiser.base.network
+        inputs = signature(type(network).forward).bind(network, *args, **kwargs).arguments
+        del inputs["self"]
+        inputs |= inputs.pop("kwargs", {})
+        states = inputs["encoder_hidden_states"]
+        theirs = blocks_of_prompts(states, self.heard.states, self.num_rows)
+        self.found |= any(theirs)
+        own = self.heard.states
+        if self.denoiser.texts and any(theirs):
+            own = self._read_states(states)
+            inputs["encoder_hidden_states"] = self._instead(states, own, theirs)
+            by_layer = self._own_words(states).states_by_layer
+            self.denoiser.texts.give_by_layer(
+                {path: self._instead(states, layer.to(states), theirs) for path, layer in by_layer.items()}
+            )
+        if self.denoiser.streams:
+            self.denoiser.streams.among_others = True
+            self.denoiser.streams.text_states = own
+        return original(**inputs)
+
+    @staticmethod
+    def _instead(states: Tensor, own: Tensor, theirs: Sequence[bool]) -> Tensor:
+        """The batch's states, with `own` in the place of the prompts' blocks."""
+        blocks = states.chunk(len(theirs))
+        return torch.cat([own if theirs[n] else block for n, block in enumerate(blocks)])
+
+    def _read_states(self, states: Tensor) -> Tensor:
+        return self._own_words(states).text_states.to(states)
+
+    def _own_words(self, states: Tensor) -> Conditioning:
+        """What the text model makes of the prompts with the concepts' own words; read once."""
+        if self._read is None:
+            heard = self.heard.states
+            assert heard is not None and self.plain and self.denoiser.texts
+            plain = self.plain.text_states.to(states)
+            if heard.shape != plain.shape or not torch.allclose(heard.to(states), plain, atol=1e-3, rtol=1e-3):
+                raise UserError(
+                    "The concept has words of its own, and this call encodes its prompt in another way than the base "
+                    "model does (clip_skip, prompt embeddings, a LoRA of the text model): leave that out, or draw it "
+                    "with infusion.generate."
+                )
+            self._read = self.denoiser.texts.read(self.plain)
+        return self._read

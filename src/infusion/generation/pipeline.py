@@ -9,13 +9,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from infusion.base import Base, attached
+from infusion.base import Base
 from infusion.base.customization import Named
 from infusion.base.latents import decode_latents
 from infusion.base.prompts import parse_prompt
-from infusion.errors import UserError
+from infusion.errors import UserError, nearest
+from infusion.generation.composers import COMPOSERS, Composer
+from infusion.generation.composers.together import Together
+from infusion.generation.guidance import Guided
 from infusion.generation.sampling import sample, seeded_noise
-from infusion.methods import together
 
 
 def generate(
@@ -45,6 +47,8 @@ def sample_prompts(
     batch_size: int = 8,
     scheduler: Any = None,
     lock_until: float = 1.0,
+    composer: str | Composer | None = None,
+    conditions: Sequence[Any] = (),
 ) -> Iterator[Tensor]:
     """Latents of every prompt with every seed, in batches of `batch_size`: [B, C, H, W].
 
@@ -56,18 +60,19 @@ def sample_prompts(
         scheduler: any diffusers scheduler; the base's own by default.
         lock_until: share of the steps in which a picture with a concept has the foundation's attention maps. Later
             steps have maps of their own and no foundation beside them: a third faster, and no longer exact.
+        composer: how several concepts act in one image, by name (`COMPOSERS`) or as it is; by default all at once.
+        conditions: what the composer takes beside the prompts.
 
     Raises:
         UserError: a prompt names a concept that no adapter brings; the adapters do not go together; the model knows no
-            negative prompt; lock_until is no share; there are lists of seeds for more prompts or fewer.
+            negative prompt; lock_until is no share; there is no such composer; there are lists of seeds for more
+            prompts or fewer.
     """
-    if not 0 <= lock_until <= 1:
-        raise UserError(f"lock_until = {lock_until:g} is no share of the steps: give a number from 0 to 1.")
+    composing = _composer(composer, lock_until)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if guidance_scale is None:
         guidance_scale = base.family.default_guidance_scale(base.pipeline)
-    adapters = together(base, adapters)
-    words = {adapter.concept_name: adapter.words for adapter in adapters}
+    words = {name: words for adapter in adapters for name, words in adapter.spoken.items()}
     conditioning = base.encode(prompts, words)
     unconditional = base.encode_negative([parse_prompt(negative_prompt, words).text])
     if told := base.family.is_told_guidance(base.pipeline):
@@ -80,20 +85,34 @@ def sample_prompts(
     while batch := list(itertools.islice(wanted, batch_size)):
         generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
         noise = seeded_noise(generators, base.latent_shape, base.latent_dtype).to(base.device)
-        with attached(base, adapters) as denoiser:
+        rows = conditioning.rows([prompt for prompt, _ in batch])
+        with composing.composed(base, adapters, rows, conditions) as composition:
+            guided = not told and guidance_scale > 1
             latents = sample(
-                denoiser,
+                Guided(composition, unconditional, guidance_scale) if guided else composition,
                 scheduler or base.scheduler,
                 noise,
-                conditioning.rows([prompt for prompt, _ in batch]),
-                None if told else unconditional.rows([0] * len(batch)),
-                guidance_scale,
+                rows,
                 num_inference_steps,
                 generators,
                 options,
-                lambda done, denoiser=denoiser: denoiser.release(done >= lock_until),  # type: ignore[misc]
+                composition.before_step,
             )
         yield latents
+
+
+def _composer(composer: str | Composer | None, lock_until: float) -> Composer:
+    if composer is None or composer == "together":
+        return Together(lock_until)
+    if lock_until != 1:
+        raise UserError("lock_until is for the default composer: leave one of them out.")
+    if not isinstance(composer, str):
+        return composer
+    if composer not in COMPOSERS:
+        raise UserError(
+            f'There is no composer "{composer}".{nearest(composer, COMPOSERS)} There are: {", ".join(COMPOSERS)}.'
+        )
+    return COMPOSERS[composer]
 
 
 def _of_each(prompts: Sequence[str], seeds: Sequence[int] | Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:

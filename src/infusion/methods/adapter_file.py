@@ -20,7 +20,8 @@ from infusion.concepts.concept import checked_class_noun, checked_name
 from infusion.errors import UserError
 from infusion.files import whole_file
 from infusion.hub import adapter_path
-from infusion.methods import METHODS, Adapter
+from infusion.methods import METHODS
+from infusion.methods.adapter import Adapter
 from infusion.settings import from_mapping
 
 _SCHEMA = 1

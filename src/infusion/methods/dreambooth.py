@@ -1,6 +1,7 @@
 """DreamBooth: every weight of the network, and pictures of the class to keep it (Ruiz et al., arXiv 2208.12242)."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
@@ -9,18 +10,27 @@ from infusion.base.customization import SwappedParameters
 from infusion.base.edits import bare
 from infusion.base.model import Base
 from infusion.errors import UserError
-from infusion.methods.method import Adapter, Method, load_tensors
-from infusion.recipes import DreamBoothSettings
+from infusion.methods.adapter import Adapter, load_tensors
+from infusion.methods.method import PriorPreservingMethod
+from infusion.settings import setting
 
 if TYPE_CHECKING:
     from infusion.concepts.concept import Concept
 
 
-class DreamBooth(DreamBoothSettings, Method):
-    """A copy of the whole UNet, trained on "sks cat"."""
+@dataclass(frozen=True)
+class DreamBooth(PriorPreservingMethod):
+    """A copy of the whole UNet, trained on "sks cat".
 
+    Defaults: diffusers' training script with prior preservation.
+    """
+
+    name: ClassVar[str] = "dreambooth"
     paper: ClassVar[str] = "arXiv 2208.12242"
     composes: ClassVar[bool] = False  # each is a network, and one runs at a time
+
+    learning_rate: float = setting(5e-6, help="AdamW's learning rate.", above=0)
+    max_train_steps: int = setting(800, help="Optimiser steps.", minimum=1)
 
     def adapter(self, base: Base, concept: "Concept") -> "DreamBoothAdapter":
         return DreamBoothAdapter(self, concept.name, concept.class_noun, base)

@@ -1,6 +1,7 @@
 """LoRA on a DreamBooth prompt: low-rank additions to all attention projections, by PEFT (arXiv 2106.09685)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,8 +13,9 @@ from infusion.base.customization import WrappedModules
 from infusion.base.edits import bare
 from infusion.base.model import Base
 from infusion.errors import UserError, first_line
-from infusion.methods.method import Adapter, Method, load_tensors
-from infusion.recipes import LoRASettings
+from infusion.methods.adapter import Adapter, load_tensors
+from infusion.methods.method import RareTokenMethod
+from infusion.settings import setting
 
 if TYPE_CHECKING:
     from infusion.concepts.concept import Concept
@@ -23,14 +25,21 @@ _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 _MATRICES = ("lora_A", "lora_B")
 
 
-class LoRA(LoRASettings, Method):
+@dataclass(frozen=True)
+class LoRA(RareTokenMethod):
     """W + B A on q, k, v and out of every attention, trained on "sks cat".
 
     Its files are PEFT's: `pipe.load_lora_weights` reads them, and "sks cat" is then the prompt's word for the concept.
+
+    Defaults: diffusers' training script.
     """
 
+    name: ClassVar[str] = "lora"
     paper: ClassVar[str] = "arXiv 2106.09685"
     diffusers_loader: ClassVar[str | None] = "load_lora_weights"
+
+    learning_rate: float = setting(1e-4, help="AdamW's learning rate.", above=0)
+    rank: int = setting(4, help="Rank of the additions; they are not scaled (alpha = rank).", minimum=1, maximum=1024)
 
     def adapter(self, base: Base, concept: "Concept") -> "LoRAAdapter":
         return LoRAAdapter(self, concept.name, concept.class_noun, base)
@@ -44,7 +53,7 @@ class LoRA(LoRASettings, Method):
         return load_tensors(LoRAAdapter(self, concept_name, class_noun, base), tensors, base)
 
     @classmethod
-    def together(cls, base: Base, adapters: Sequence[Adapter]) -> Sequence[Adapter]:
+    def merge(cls, base: Base, adapters: Sequence[Adapter]) -> Sequence[Adapter]:
         """The sum of the additions; as no token of a prompt is theirs, they are told apart by their words alone."""
         words = [adapter.words for adapter in adapters]
         for adapter in adapters:

@@ -1,164 +1,114 @@
-"""Method: frozen settings that make adapters. Adapter: a module that owns tensors, and how they edit a base."""
+"""Method: a recipe, as frozen settings that make adapters. Declared where no torch is needed."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor, nn
-
-from infusion.base.customization import Edit
-from infusion.base.model import Base
-from infusion.errors import UserError
-from infusion.recipes import MethodSettings
+from infusion.settings import setting, validate
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from infusion.base import Base, Denoiser
+    from infusion.base.denoising import Batch
     from infusion.concepts.concept import Concept
+    from infusion.methods.adapter import Adapter
+
+MASKED_LOSS = "Learn the subject only, and nothing of what is around it."
 
 
-class Adapter(nn.Module, ABC):
-    """What a method learns of one concept. `parameters()` trains, `state_dict()` is the file.
+@dataclass(frozen=True)
+class Method(ABC):
+    """A recipe: hyperparameters, and the adapters that follow from them. A subclass in this folder is registered.
 
-    In prompts the concept is written `<concept_name>`; the text model reads `words` there. Parameters have the names of
-    the file, such as the network's own paths, and stand in one flat module: a tree of modules like the network's would
-    take several times the memory of the numbers.
+    name: the file's, with dashes. composes: whether several of its concepts can stand in one prompt. own_tokens_only:
+    whether its adapters act where a prompt names their concept and nowhere else, so that concepts of other such methods
+    can stand beside them. diffusers_loader: where a stock diffusers pipeline reads the file, the name of its method for
+    that. trains_together: whether rows of a batch can each be customized by a concept of their own, untouched by the
+    others', so that several are trained at a time. learns_jointly: whether its concepts are learnt from one batch with
+    a loss over all of them, `joint_loss`.
+
+    Two settings of training are the method's own: `masked_loss`, whether only the subject is learnt, and
+    `prior_preservation_weight`, how much images of the class that the base draws itself count beside the concept's.
     """
 
-    def __init__(self, method: "Method", concept_name: str, class_noun: str) -> None:
-        super().__init__()
-        self.method = method
-        self.concept_name = concept_name
-        self.class_noun = class_noun
-
-    @property
-    def words(self) -> str:
-        """What the text model reads where a prompt names the concept."""
-        return self.method.words(self.class_noun)
-
-    @property
-    def diffusers_words(self) -> str:
-        """What a prompt says for the concept where the method's `diffusers_loader` has loaded it."""
-        return self.words
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters())
-
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As torch's, for names with dots too."""
-        self._parameters[name] = param
-
-    def get_parameter(self, target: str) -> nn.Parameter:
-        return dict(self.named_parameters())[target]
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch's, whose own check takes a name with dots for one in a module that is not there."""
-        assert not strict or state_dict.keys() == self.state_dict().keys()
-        return super().load_state_dict(state_dict, strict=False, assign=assign)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """What trains, with its learning rate, as torch's optimisers take it."""
-        return [{"params": list(self.parameters()), "lr": self.method.learning_rate}]
-
-    def draw_borrows(self, batch_size: int, generator: torch.Generator) -> Tensor | None:
-        """Which rows of a training batch take the foundation's queries, [B]; None for what the edits say."""
-        return None
-
-    def after_step(self, base: Base) -> None:
-        """What a method keeps up to date beside the optimiser."""
-
-    @abstractmethod
-    def check_fits(self, base: Base) -> None:
-        """Raise UserError if the base lacks what this adapter edits."""
-
-    @abstractmethod
-    def edits(self, base: Base) -> Sequence[Edit]:
-        """How this adapter changes its base."""
-
-
-class Method(MethodSettings, ABC):
-    """A recipe: settings, which are declared in `recipes.py`, and the adapters that follow from them.
-
-    composes: whether several of its concepts can stand in one prompt. diffusers_loader: where a stock diffusers
-    pipeline reads the file, the name of its method for that. trains_together: whether rows of a batch can each be
-    customized by a concept of their own, untouched by the others', so that several are trained at a time.
-    """
-
+    name: ClassVar[str]
     paper: ClassVar[str]
     composes: ClassVar[bool] = True
+    own_tokens_only: ClassVar[bool] = False
     diffusers_loader: ClassVar[str | None] = None
     trains_together: ClassVar[bool] = False
+    learns_jointly: ClassVar[bool] = False
+    prior_preservation_weight: ClassVar[float] = 0.0
+    num_class_images: ClassVar[int] = 0
+
+    learning_rate: float = setting(0.01, help="AdamW's learning rate.", above=0)
+    max_train_steps: int = setting(500, help="Optimiser steps.", minimum=1)
+    masked_loss: bool = setting(False, help=MASKED_LOSS)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    def words(self, class_noun: str) -> str:
+        """What the text model reads where a prompt names the concept: by default the class noun."""
+        return class_noun
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a page of its pictures should say of what can be learnt."""
+        """What a page of its images should say of what can be learnt."""
         return ()
 
+    def adapters(self, base: "Base", concepts: "Sequence[Concept]") -> "Sequence[Adapter]":
+        """Fresh adapters, one per concept; a method that learns several at once may let them share tensors."""
+        return [self.adapter(base, concept) for concept in concepts]
+
     @abstractmethod
-    def adapter(self, base: Base, concept: "Concept") -> Adapter:
+    def adapter(self, base: "Base", concept: "Concept") -> "Adapter":
         """A fresh adapter for a concept: it predicts what the base predicts for `words`, until it is trained."""
 
     @abstractmethod
-    def num_parameters(self, base: Base, class_noun: str) -> int:
+    def num_parameters(self, base: "Base", class_noun: str) -> int:
         """How many numbers an adapter for this base learns: the method's closed form."""
 
     @abstractmethod
-    def restored(self, base: Base, tensors: Mapping[str, Tensor], concept_name: str, class_noun: str) -> Adapter:
+    def restored(self, base: "Base", tensors: "Mapping[str, Tensor]", concept_name: str, class_noun: str) -> "Adapter":
         """An adapter with the tensors of a file, ready for use; UserError if the base lacks what they edit."""
 
-    @classmethod
-    def together(cls, base: Base, adapters: Sequence[Adapter]) -> Sequence[Adapter]:
-        """Adapters of this method that can be laid on one base at a time; UserError where these cannot.
+    def joint_loss(
+        self, base: "Base", denoiser: "Denoiser", adapters: "Sequence[Adapter]", batches: "Sequence[Batch]"
+    ) -> "Tensor":
+        """The loss of one step over several concepts, each with a batch of its own: a scalar. Of methods that
+        `learns_jointly`."""
+        raise NotImplementedError
 
-        By default the method's edits simply add up.
+    @classmethod
+    def merge(cls, base: "Base", adapters: "Sequence[Any]") -> "Sequence[Any]":
+        """Several of its adapters as they stand in one prompt; by default their edits simply add up.
+
+        Raises:
+            UserError: they cannot.
         """
         return adapters
 
 
-def together(base: Base, adapters: Sequence[Any]) -> Sequence[Any]:
-    """Adapters for one prompt, as their method composes them; whatever stands alone, as it is.
+@dataclass(frozen=True)
+class RareTokenMethod(Method):
+    """Of a method whose prompts name the concept by a word that means little, and the class noun: "sks cat"."""
 
-    Raises:
-        UserError: they are of several methods, or of one that cannot compose.
-    """
-    if len(adapters) < 2:
-        return adapters
-    methods = {type(adapter.method) for adapter in adapters}
-    if len(methods) > 1:
-        names = ", ".join(f"<{adapter.concept_name}> ({adapter.method.name})" for adapter in adapters)
-        raise UserError(f"Concepts of one method can stand in one prompt; these are of several: {names}.")
-    method = methods.pop()
-    if not method.composes:
-        names = ", ".join(f"<{adapter.concept_name}>" for adapter in adapters)
-        raise UserError(f"{names} are of {method.name}, which knows one concept at a time: draw them one by one.")
-    return method.together(base, adapters)
+    rare_token: str = setting("sks", help="The word before the class noun that stands for the concept.")
+
+    def words(self, class_noun: str) -> str:
+        return f"{self.rare_token} {class_noun}"
 
 
-def load_tensors(adapter: Adapter, tensors: Mapping[str, Tensor], base: Base) -> Any:
-    """The adapter with the tensors of a file, ready for use.
+@dataclass(frozen=True)
+class PriorPreservingMethod(RareTokenMethod):
+    """Of a method that trains images of the class beside the concept's: constants elsewhere are settings here."""
 
-    Raises:
-        UserError: their names or shapes are not those of the adapter.
-    """
-    own = {name: tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if own != given:
-        name = min(own.items() ^ given.items())[0]
-        raise UserError(
-            f'The adapter of "{adapter.concept_name}" does not fit the base "{base.id}" or its own settings: {name} '
-            f"has the shape {given.get(name, 'none')} where {own.get(name, 'none')} is expected."
-        )
-    adapter.load_state_dict(dict(tensors))
-    return adapter.to(base.device).eval()
-
-
-def embeddings_of(base: Base, words: str) -> Tensor:
-    """The text model's own embeddings of the tokens of `words` in a prompt, [n, width].
-
-    Raises:
-        UserError: the base has no one text model whose words could be learnt.
-    """
-    base.as_stable_diffusion("a method that trains words")
-    conditioning = base.encode(["a <words>"], {"words": words})
-    ids = conditioning.token_ids[0, list(conditioning.concept_tokens[0]["words"])]
-    return base.text_encoder.get_input_embeddings()(ids).detach().float().clone()
+    prior_preservation_weight: float = setting(  # type: ignore[misc]
+        1.0, help="How much images of the class that the base draws count in the loss; 0 is without.", minimum=0
+    )
+    num_class_images: int = setting(  # type: ignore[misc]
+        200, help="Images of the class that the base draws for prior preservation.", minimum=1
+    )

@@ -1,6 +1,7 @@
 """Perfusion: a word, and gated rank-one edits of values under locked keys (Tewel et al., arXiv 2305.01644)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,9 +15,10 @@ from infusion.base.edits import bare
 from infusion.base.model import Base
 from infusion.base.token_vectors import ALL_LAYERS, TextReader, TokenVectors
 from infusion.errors import UserError
+from infusion.methods.adapter import Adapter, embeddings_of, load_tensors
 from infusion.methods.closed_form import text_metric
-from infusion.methods.method import Adapter, Method, embeddings_of, load_tensors
-from infusion.recipes import PerfusionSettings
+from infusion.methods.method import MASKED_LOSS, Method
+from infusion.settings import setting
 
 if TYPE_CHECKING:
     from infusion.concepts.concept import Concept
@@ -27,7 +29,8 @@ _INPUTS = ("concept_input", "concept_direction", "class_input")
 _EMA = 0.99
 
 
-class Perfusion(PerfusionSettings, Method):
+@dataclass(frozen=True)
+class Perfusion(Method):
     """Keys stay those of the class noun; the value at the concept's encoding i* moves to a learnt target o*.
 
     After the formulas of reimplementations, as no official code is public, and in residual form: where those replace
@@ -37,9 +40,21 @@ class Perfusion(PerfusionSettings, Method):
 
     so that an untrained edit is none at all. C is the second moment of what the base's own vocabulary encodes to. The
     gated edits of several concepts simply add up: the paper's orthogonal basis, which keeps them apart, is left out.
+
+    Of the word, of the values' targets, and of the gate.
     """
 
+    name: ClassVar[str] = "perfusion"
     paper: ClassVar[str] = "arXiv 2305.01644"
+
+    learning_rate: float = setting(0.03, help="AdamW's learning rate for the targets of the values.", above=0)
+    max_train_steps: int = setting(400, help="Optimiser steps.", minimum=1)
+    masked_loss: bool = setting(True, help=MASKED_LOSS)
+    embedding_learning_rate: float = setting(0.006, help="AdamW's learning rate for the word.", above=0)
+    training_bias: float = setting(0.75, help="Similarity at which the gate is half open in training.")
+    training_temperature: float = setting(0.1, help="How soft the gate is in training.", above=0)
+    bias: float = setting(0.7, help="Similarity at which the gate is half open in drawing: higher is less concept.")
+    temperature: float = setting(0.15, help="How soft the gate is in drawing.", above=0)
 
     def adapter(self, base: Base, concept: "Concept") -> "PerfusionAdapter":
         adapter = PerfusionAdapter(self, concept.name, concept.class_noun, base).to(base.device)

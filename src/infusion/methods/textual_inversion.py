@@ -1,6 +1,7 @@
 """Textual Inversion: the embeddings of the words that name the concept (Gal et al., arXiv 2208.01618)."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,18 +12,30 @@ from torch import Tensor, nn
 from infusion.base.model import Base
 from infusion.base.token_vectors import ALL_LAYERS, TokenVectors
 from infusion.errors import UserError
-from infusion.methods.method import Adapter, Method, embeddings_of, load_tensors
-from infusion.recipes import TextualInversionSettings
+from infusion.methods.adapter import Adapter, embeddings_of, load_tensors
+from infusion.methods.method import Method
+from infusion.settings import setting
 
 if TYPE_CHECKING:
     from infusion.concepts.concept import Concept
 
 
-class TextualInversion(TextualInversionSettings, Method):
-    """One vector for every token of the class noun, from which it starts."""
+@dataclass(frozen=True)
+class TextualInversion(Method):
+    """One vector for every token of the class noun, from which it starts.
 
+    Defaults: diffusers' training script, with its learning rate unscaled.
+
+    There it is multiplied by the pictures per step where `--scale_lr` is given.
+    """
+
+    name: ClassVar[str] = "textual-inversion"
     paper: ClassVar[str] = "arXiv 2208.01618"
+    own_tokens_only: ClassVar[bool] = True
     diffusers_loader: ClassVar[str | None] = "load_textual_inversion"
+
+    learning_rate: float = setting(5e-4, help="AdamW's learning rate.", above=0)
+    max_train_steps: int = setting(3000, help="Optimiser steps.", minimum=1)
 
     def adapter(self, base: Base, concept: "Concept") -> "TextualInversionAdapter":
         return TextualInversionAdapter(self, concept.name, concept.class_noun, embeddings_of(base, concept.class_noun))

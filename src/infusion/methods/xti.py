@@ -1,6 +1,7 @@
 """P+ / XTI: embeddings of the words that name the concept, a set for each cross-attention layer (2303.09522)."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
@@ -9,8 +10,9 @@ from infusion.base.cross_attention import value_widths
 from infusion.base.model import Base
 from infusion.base.token_vectors import TokenVectors
 from infusion.errors import UserError
-from infusion.methods.method import Adapter, Method, embeddings_of, load_tensors
-from infusion.recipes import ExtendedTextualInversionSettings
+from infusion.methods.adapter import Adapter, embeddings_of, load_tensors
+from infusion.methods.method import Method
+from infusion.settings import setting
 
 if TYPE_CHECKING:
     from infusion.concepts.concept import Concept
@@ -18,10 +20,18 @@ if TYPE_CHECKING:
 _SUFFIX = ".token_vectors"
 
 
-class ExtendedTextualInversion(ExtendedTextualInversionSettings, Method):
-    """Every cross-attention layer reads the prompt with words of its own."""
+@dataclass(frozen=True)
+class ExtendedTextualInversion(Method):
+    """Every cross-attention layer reads the prompt with words of its own.
 
+    Defaults: the paper's 500 steps at 5e-3.
+    """
+
+    name: ClassVar[str] = "xti"
     paper: ClassVar[str] = "arXiv 2303.09522"
+    own_tokens_only: ClassVar[bool] = True
+
+    learning_rate: float = setting(5e-3, help="AdamW's learning rate.", above=0)
 
     def adapter(self, base: Base, concept: "Concept") -> "ExtendedTextualInversionAdapter":
         return self._fresh(base, concept.name, concept.class_noun)

@@ -16,8 +16,9 @@ import infusion
 from infusion.errors import UserError
 from infusion.hub import ADAPTER_NAME, is_repo_id
 from infusion.intervals import Figure
-from infusion.methods import METHODS, Method
+from infusion.methods import METHODS
 from infusion.methods.adapter_file import read_adapter_file
+from infusion.methods.method import Method
 from infusion.metrics.catalogue import arrow, measure_of
 from infusion.pages.training_page import format_count
 from infusion.settings import from_mapping

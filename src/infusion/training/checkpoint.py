@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from infusion.errors import UserError
 from infusion.files import whole_file
-from infusion.methods import Adapter
+from infusion.methods.adapter import Adapter
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

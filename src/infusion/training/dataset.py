@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infusion.base import Base, Conditioning
-from infusion.base.denoiser import concatenate
+from infusion.base.denoising import Batch
 from infusion.base.latents import LazyLatents
 from infusion.base.noise_schedule import training_timesteps
 from infusion.base.prompts import TEMPLATES, class_prompt, name_concept
@@ -19,30 +19,6 @@ from infusion.concepts.concept import Concept
 from infusion.concepts.crop import cropped
 from infusion.concepts.masks import SubjectMask
 from infusion.errors import UserError
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B training rows: latents [B, C, H, W], masks [B, 1, H, W] in [0, 1], noise, timesteps [B], conditioning."""
-
-    latents: Tensor
-    masks: Tensor
-    noise: Tensor
-    timesteps: Tensor
-    conditioning: Conditioning
-
-    def rows(self, indices: Sequence[int]) -> "Batch":
-        """The batch of these rows alone."""
-        at = torch.as_tensor(indices, device=self.latents.device)
-        tensors = (self.latents[at], self.masks[at], self.noise[at], self.timesteps[at])
-        return Batch(*tensors, self.conditioning.rows(indices))
-
-    @staticmethod
-    def joined(batches: Sequence["Batch"]) -> "Batch":
-        """The rows of all batches, which are of one shape, in order."""
-        names = ("latents", "masks", "noise", "timesteps")
-        tensors = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in names}
-        return Batch(**tensors, conditioning=concatenate(*(batch.conditioning for batch in batches)))
 
 
 @dataclass(frozen=True)

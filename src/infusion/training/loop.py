@@ -12,20 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infusion.base import Base, Denoiser
+from infusion.base import Base
+from infusion.base.customization import Edited
+from infusion.base.denoising import Batch, denoising_loss
 from infusion.base.frozen_convolutions import lean_convolutions
-from infusion.base.noise_schedule import training_target
 from infusion.base.prompts import class_prompt
-from infusion.base.streams import FoundationPass, ValueResiduals
 from infusion.concepts.concept import Concept
 from infusion.concepts.masks import SubjectMask, subject_masks
 from infusion.errors import UserError
 from infusion.generation.pipeline import sample_prompts
-from infusion.methods import Adapter
-from infusion.recipes import TrainingSettings
+from infusion.methods.adapter import Adapter
 from infusion.training.checkpoint import Checkpoint
-from infusion.training.dataset import Batch, class_set, step_generator, training_set
+from infusion.training.dataset import class_set, step_generator, training_set
 from infusion.training.processes import Processes
+from infusion.training.settings import TrainingSettings
 
 _HALF_PRECISION_LOSS_SCALE = 1024.0
 _LEARNING_RATE_SHARES = {
@@ -77,7 +77,7 @@ def train(
 
     Raises:
         UserError: the batch cannot be shared evenly; the checkpoint belongs to another training, or cannot be written;
-            a caption lacks the concept; the foundation is to be used again by a method that has none.
+            a caption lacks the concept.
     """
     base.freeze()
     learner = Learner(base, adapter, concept, settings, checkpoint_path, masks, class_latents, crop)
@@ -100,14 +100,17 @@ def train(
 class Drawn:
     """One batch of an adapter in training, and what is drawn beside it.
 
-    borrows: [B] which rows take the foundation's queries; None for what the adapter's edits say. of_class: the batch of
-    prior preservation. foundation: what the foundation gave for the batch, where several steps use it.
+    by_chance: what the adapter draws for each row, [B]; None for nothing. of_class: the batch of prior preservation.
     """
 
     batch: Batch
-    borrows: Tensor | None
+    by_chance: Tensor | None
     of_class: Batch | None
-    foundation: FoundationPass | None
+
+    def rows(self, indices: Sequence[int]) -> "Drawn":
+        """Of these rows alone."""
+        by_chance = None if self.by_chance is None else self.by_chance[indices]
+        return Drawn(self.batch.rows(indices), by_chance, self.of_class and self.of_class.rows(indices))
 
 
 class Learner:
@@ -128,12 +131,11 @@ class Learner:
         class_latents: Tensor | None = None,
         crop: str = "square",
     ) -> None:
+        adapter.check_fits(base)
         self.base = base
         self.adapter = adapter.eval()  # but for gradients
         self.loss_scale = _HALF_PRECISION_LOSS_SCALE if base.dtype == torch.float16 else 1.0
         self.settings = settings = settings or TrainingSettings()
-        if settings.foundation_reuse > 1:
-            _check_foundation(base, adapter)
         if not adapter.method.masked_loss:
             masks = None
         elif masks is None:
@@ -148,7 +150,6 @@ class Learner:
         self.step = self._first_step = self._checkpoint.load()
         self._started = time.monotonic()
         self._between_steps = True
-        self._drawn: list[Drawn] = []
 
     @property
     def max_train_steps(self) -> int:
@@ -163,22 +164,14 @@ class Learner:
         """Of the last step."""
         return self._optimizer.param_groups[0]["lr"]
 
-    def draws(self) -> Sequence[Drawn]:
+    def draws(self) -> Iterator[Drawn]:
         """The batches of the next step; they follow from the seed and the step alone."""
-        since_drawn = self.step % self.settings.foundation_reuse
-        if since_drawn == 0 or not self._drawn:
-            self._drawn = list(self._draw(self.step - since_drawn))
-        return self._drawn
-
-    def _draw(self, step: int) -> Iterator[Drawn]:
-        generator = step_generator(self.settings.seed, step)
+        generator = step_generator(self.settings.seed, self.step)
         size = self.settings.train_batch_size
         for _ in range(self.settings.gradient_accumulation_steps):
             batch = self._data.batch(size, generator)
-            borrows = self.adapter.draw_borrows(size, generator)
-            of_class = self._prior.batch(size, generator) if self._prior else None
-            foundation = FoundationPass() if self.settings.foundation_reuse > 1 else None
-            yield Drawn(batch, borrows, of_class, foundation)
+            by_chance = self.adapter.draw(size, generator)
+            yield Drawn(batch, by_chance, self._prior.batch(size, generator) if self._prior else None)
 
     def update(self, loss: float) -> Progress:
         """Make the step for which the gradients are there; loss: the step's."""
@@ -219,28 +212,20 @@ def _class_latents(base: Base, adapter: Adapter, given: Tensor | None) -> Tensor
     return given.float()
 
 
-def _check_foundation(base: Base, adapter: Adapter) -> None:
-    """Raise UserError if nothing of a foundation's pass is used in the adapter's training."""
-    if not any(isinstance(edit, ValueResiduals) and edit.borrows for edit in adapter.edits(base)):
-        raise UserError(
-            f"{adapter.method.name} with these settings trains without a foundation that several steps could share: "
-            "leave foundation_reuse at 1, or use infusion with dual or mixed streams."
-        )
-
-
 def _gradients(base: Base, learner: Learner, rows: Sequence[int]) -> Tensor:
     """Backward passes of one optimiser step, for some rows of its batches; returns their loss."""
     adapter, method, scale = learner.adapter, learner.adapter.method, learner.loss_scale
     losses = []
     adapter.train()
     try:
-        for drawn in learner.draws():
-            borrows = None if drawn.borrows is None else drawn.borrows[rows]
-            customized = base.customized(adapter, borrows=borrows, foundation=drawn.foundation)
+        for of_all in learner.draws():
+            drawn = of_all.rows(rows)
+            edits = adapter.training_edits(base, range(len(rows)), drawn.by_chance)
+            customized = base.customized(Edited(adapter.concept_name, edits))
             with lean_convolutions(base.network), customized as denoiser:
-                loss = denoising_loss(base, denoiser, drawn.batch.rows(rows), method.masked_loss)
+                loss = adapter.loss(base, denoiser, drawn.batch)
                 if drawn.of_class:
-                    of_class = denoising_loss(base, denoiser, drawn.of_class.rows(rows))
+                    of_class = denoising_loss(base, denoiser, drawn.of_class, masked=False)
                     loss = loss + method.prior_preservation_weight * of_class
                 loss = loss / learner.settings.gradient_accumulation_steps
                 (loss * scale).backward()
@@ -289,22 +274,6 @@ def _share(adapter: Adapter, processes: Processes, loss: Tensor, step: int) -> f
     return of_batch
 
 
-def denoising_loss(base: Base, denoiser: Denoiser, batch: Batch, masked: bool = True) -> Tensor:
-    """Mean over all elements of the squared error of prediction and target; masked: both times the subject mask."""
-    return squared_error(base, denoiser, batch, masked).mean()
-
-
-def squared_error(base: Base, denoiser: Denoiser, batch: Batch, masked: bool = True) -> Tensor:
-    """[B, C, H, W] between prediction and target; masked: both times the subject mask.
-
-    The target is the base's own kind of prediction: the noise, the velocity or the flow.
-    """
-    noisy_latents = base.noise_schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
-    target = training_target(base.noise_schedule, batch.latents, batch.noise, batch.timesteps)
-    error = denoiser.predict(noisy_latents, batch.timesteps, batch.conditioning).float() - target
-    return (error * batch.masks if masked else error).square()
-
-
 def _identity(
     base: Base, adapter: Adapter, concept: Concept, settings: TrainingSettings, class_latents: Tensor | None, crop: str
 ) -> str:
@@ -318,7 +287,7 @@ def _identity(
         "dtype": str(base.dtype),
         "concept": [adapter.concept_name, adapter.class_noun, concept.captions],
         "method": [adapter.method.name, asdict(adapter.method)],
-        "settings": replace(settings, checkpointing_steps=1).identity(),
+        "settings": asdict(replace(settings, checkpointing_steps=1)),
         "class_pictures": None if class_latents is None else list(class_latents.shape),
     }
     if crop != "square":  # which older checkpoints do not name

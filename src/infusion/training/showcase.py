@@ -15,7 +15,7 @@ from infusion.concepts.concept import Concept
 from infusion.concepts.crop import cropped
 from infusion.concepts.masks import SubjectMask
 from infusion.generation.pipeline import sample_prompts
-from infusion.methods import Adapter
+from infusion.methods.adapter import Adapter
 from infusion.pages.training_page import (
     Comparison,
     Page,

@@ -31,7 +31,7 @@ from infusion.errors import UserError
 from infusion.files import whole_file
 from infusion.generation.pipeline import sample_prompts
 from infusion.generation.sampling import few_step_scheduler
-from infusion.methods import Adapter
+from infusion.methods.adapter import Adapter
 from infusion.metrics.encoders import Clip, ImageEncoder
 from infusion.training.loop import Progress
 

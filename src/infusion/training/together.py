@@ -10,22 +10,21 @@ import torch
 from torch import Tensor
 
 from infusion.base import Base
+from infusion.base.customization import Edited
+from infusion.base.denoising import Batch, squared_error
 from infusion.base.frozen_convolutions import lean_convolutions
-from infusion.base.streams import ValueResiduals
 from infusion.concepts.concept import Concept
 from infusion.errors import UserError
-from infusion.methods import Adapter
-from infusion.recipes import TrainingSettings
-from infusion.training.dataset import Batch
+from infusion.methods.adapter import Adapter
 from infusion.training.loop import (
     Drawn,
     Learner,
     Progress,
     diverged,
     finite_gradients,
-    squared_error,
     unscale,
 )
+from infusion.training.settings import TrainingSettings
 
 CONCEPTS_PER_BATCH = 8
 
@@ -78,19 +77,17 @@ def train_together(
 
 def _learner(base: Base, job: Job, others: Sequence[Job]) -> Learner:
     method, name = job.adapter.method, job.adapter.concept_name
-    if not method.trains_together:
+    if not (method.trains_together or method.learns_jointly):
         raise UserError(
             f"{method.name} changes the network for all rows of a batch, so that its concepts are trained one by one: "
             f"train <{name}> alone, or by infusion."
         )
-    if job.settings.foundation_reuse > 1:
+    if any(other.adapter.method != method for other in others) and method.learns_jointly:
         raise UserError(
-            f"foundation_reuse = {job.settings.foundation_reuse} is for concepts that are trained one by one: leave it "
-            f"at 1, or train <{name}> alone."
+            f"{method.name} learns its concepts jointly, with one set of settings: give all of them the same."
         )
     if any(other.adapter.concept_name == name for other in others):
         raise UserError(f'Two concepts that are trained together are called "{name}"; give one another name.')
-    job.adapter.check_fits(base)
     return Learner(base, job.adapter, job.concept, job.settings, job.checkpoint_path, crop=job.crop)
 
 
@@ -129,42 +126,28 @@ def _gradients(base: Base, learners: Sequence[Learner]) -> list[Tensor]:
 
 
 def _backward(base: Base, learners: Sequence[Learner], draws: Sequence[Drawn]) -> Sequence[Tensor]:
-    """One pass for the rows of all; each one's loss is the mean over its own rows, and moves its own adapter only."""
-    adapters = [_Fitting(learner.adapter) for learner in learners]
-    batches = [drawn.batch for drawn in draws]
-    borrows = _borrows(base, adapters, draws)
-    with lean_convolutions(base.network), base.customized(*adapters, borrows=borrows) as denoiser:
-        errors = squared_error(base, denoiser, Batch.joined(batches)).split([len(batch.latents) for batch in batches])
-        losses = torch.stack(
-            [
-                error.mean() / learner.settings.gradient_accumulation_steps
-                for error, learner in zip(errors, learners, strict=True)
-            ]
-        )
+    """One pass for the rows of all; each one's loss is the mean over its own rows, and moves its own adapter only.
+
+    Where the method learns its concepts jointly, the loss is the method's, over all; each is told the whole.
+    """
+    adapters = [learner.adapter for learner in learners]
+    method, batches = adapters[0].method, [drawn.batch for drawn in draws]
+    with lean_convolutions(base.network), base.customized(*_training_edits(base, adapters, draws)) as denoiser:
+        if method.learns_jointly:
+            losses = method.joint_loss(base, denoiser, adapters, batches).expand(len(learners)) / len(learners)
+        else:
+            errors = squared_error(base, denoiser, Batch.joined(batches), method.masked_loss)
+            losses = torch.stack([error.mean() for error in errors.split([len(batch.latents) for batch in batches])])
+        accumulated = [learner.settings.gradient_accumulation_steps for learner in learners]
+        losses = losses / torch.tensor(accumulated, device=losses.device)
         (losses.sum() * learners[0].loss_scale).backward()  # the base's, and so the same for all
     return losses.detach().unbind()
 
 
-class _Fitting:
-    """An adapter that was found to fit when its job joined, and is not asked again at every step."""
-
-    def __init__(self, adapter: Adapter) -> None:
-        self.concept_name = adapter.concept_name
-        self.edits = adapter.edits
-
-    def check_fits(self, base: Base) -> None:
-        """It does."""
-
-
-def _borrows(base: Base, adapters: Sequence[_Fitting], draws: Sequence[Drawn]) -> Tensor | None:
-    """Which rows of all take the foundation's queries; None where no adapter draws that by chance."""
-    if all(drawn.borrows is None for drawn in draws):
-        return None
-    rows = []
+def _training_edits(base: Base, adapters: Sequence[Adapter], draws: Sequence[Drawn]) -> Iterator[Edited]:
+    """Of each adapter, for its own rows of the joined batch."""
+    first = 0
     for adapter, drawn in zip(adapters, draws, strict=True):
-        if drawn.borrows is None:
-            edits = [edit for edit in adapter.edits(base) if isinstance(edit, ValueResiduals)]
-            rows.append(torch.full((len(drawn.batch.latents),), all(edit.borrows for edit in edits)))
-        else:
-            rows.append(drawn.borrows)
-    return torch.cat(rows)
+        rows = range(first, first + len(drawn.batch.latents))
+        yield Edited(adapter.concept_name, adapter.training_edits(base, rows, drawn.by_chance))
+        first = rows.stop
