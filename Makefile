@@ -1,5 +1,6 @@
 # make demo   sets everything up, teaches the embedded model a toy it has never seen, prints where the page is
-# make test   sets everything up, checks style and types, runs all tests
+# make test   sets everything up, checks style and types, runs all tests, two at a time
+# make quick  the tests that take less than a few seconds each
 # make lint   style and types only
 # make clean  removes the environment and what the demo wrote
 
@@ -8,13 +9,16 @@ VENV   := .venv
 PIP    := $(VENV)/bin/pip --quiet --quiet --disable-pip-version-check
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test quick lint clean
 
 demo: $(READY)
 	$(VENV)/bin/infusion demo -o demo
 
 test: lint
-	$(VENV)/bin/pytest -q
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q --numprocesses 2 --dist worksteal
+
+quick: $(READY)
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q --numprocesses 2 --dist worksteal -m "not slow"
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -1,7 +1,10 @@
 """A tiny Stable Diffusion with random weights, real in every part, and tiny concepts."""
 
-import json
 import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub reads it: nothing waits for a network
+
+import json
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import module_from_spec, spec_from_file_location

@@ -18,6 +18,7 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_python_block_runs(workplace):
     (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     program, shortened = re.subn(r"infusion\.Infusion\([^)]*\)", "infusion.Infusion(max_train_steps=2)", block)

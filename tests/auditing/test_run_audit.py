@@ -62,6 +62,7 @@ def test_what_was_drawn_counts_only_for_the_same_files_words_and_strength(tmp_pa
     assert len(set(keys)) == 6
 
 
+@pytest.mark.slow
 def test_everything_is_drawn_once_and_a_noun_never_becomes_a_path(base, adapter, tmp_path, witnesses):  # noqa: F811
     save_adapter(adapter, tmp_path / "my-cat.safetensors", base)
     shared = Audit(base, "../../p cat", PLAN, witnesses, {"judges": None}, (), tmp_path / "work")

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from infusion import methods
 from infusion.base import load_base
 from infusion.cli.audit import _page_of
 from infusion.concepts.concept import Concept
@@ -167,6 +166,7 @@ def lora(tmp_path_factory) -> Path:
 TOY = ("--base", "toybox", "--class-noun", "cat", "--trigger", "sks cat", "--seeds", 1, "--device", "cpu")
 
 
+@pytest.mark.slow
 def test_a_lora_of_another_tool_is_measured_and_breaks_its_limits(run, lora, toy, tiny_plan):
     words = ("audit", lora, *TOY, "--pictures", toy[1], "-o", "page.html")
     code, told, error = run(*words, "--fail-above", "world=0.0001", "--fail-below", "learnt=5")
@@ -189,6 +189,7 @@ def test_at_no_strength_it_is_the_base(run, lora, toy, tiny_plan):
         assert name == "recalled" or figure["value"] == pytest.approx(figure["base"], abs=1e-6), name
 
 
+@pytest.mark.slow
 def test_several_stand_side_by_side(run, lora, toy, tiny_plan):
     code, told, _ = run("audit", lora, toy[0], *TOY, "--pictures", toy[1])
     assert code == 0 and "Drawing 29/29" in told
@@ -201,6 +202,7 @@ def test_several_stand_side_by_side(run, lora, toy, tiny_plan):
     ]
 
 
+@pytest.mark.slow
 def test_of_a_run_one_checkpoint_is_kept(run, lora, toy, tiny_plan, monkeypatch):
     for step in (50, 100):
         folder = Path("run") / f"checkpoint-{step}"
@@ -229,7 +231,7 @@ def test_of_a_run_one_checkpoint_is_kept(run, lora, toy, tiny_plan, monkeypatch)
 
 
 def test_infusion_is_trained_once_and_stands_beside_and_no_limit_is_its(run, lora, toy, tiny_plan, monkeypatch):
-    monkeypatch.setattr(methods, "Infusion", partial(Infusion, max_train_steps=1, masked_loss=False))
+    monkeypatch.setattr("infusion.methods.infusion.Infusion", partial(Infusion, max_train_steps=1, masked_loss=False))
     assert "To train Infusion" in run("audit", lora, *TOY, "--beside-infusion")[2]
     words = ("audit", lora, *TOY, "--pictures", toy[1], "--beside-infusion", "--fail-above", "world=0.0001")
     code, told, error = run(*words)

@@ -261,6 +261,7 @@ def test_a_damaged_picture_is_named(run: Run, pictures: Path, base_dir: Path) ->
     assert code == 0 and error.startswith("warning: 3.jpg is skipped")
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_learnt_and_the_same_command_goes_on(
     run: Run, pictures: Path, base_dir: Path, tmp_path: Path
 ) -> None:
@@ -310,6 +311,7 @@ def test_masks_that_are_not_used_are_told(
     assert run(*train(pictures, base_dir), *given, "--masked-loss", "--dry-run")[2] == ""
 
 
+@pytest.mark.slow
 def test_pictures_without_masks_in_their_own_shape(run: Run, pictures: Path, base_dir: Path, clipseg_dir: Path) -> None:
     shutil.rmtree(pictures / "masks")
     picture("red", 40)[0].resize((80, 40)).save(pictures / "3.png")

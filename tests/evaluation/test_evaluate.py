@@ -61,6 +61,7 @@ def values(found):
     return {name: figure.value for name, figure in found.measures.items()}
 
 
+@pytest.mark.slow
 def test_the_base_itself_is_nothing_away_from_itself(reference, real):
     found = values(evaluate(reference, None, real))
     for name in ("identity", "class_leak", "w2_exact", "w2_gaussian", "w2_background", "w2_layout", "w2_style"):
@@ -104,6 +105,7 @@ def test_no_seed_is_drawn_with_twice_however_many_there_are(base, witnesses, mon
     assert len({seed for seeds in seen for seed in seeds}) == 2 * 3 * 700
 
 
+@pytest.mark.slow
 def test_a_concept_that_is_off_draws_the_bases_own_pictures(base, witnesses, adapter):
     """The same noises, picture by picture; what is told from chance is held against others."""
     plan = replace(PLAN, drawing=replace(PLAN.drawing, num_seeds=3))

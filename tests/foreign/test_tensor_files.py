@@ -290,6 +290,7 @@ def test_links_are_followed(tmp_path):
     assert inspect(tmp_path / "x.safetensors").kind == "LoRA"
 
 
+@pytest.mark.slow
 def test_a_hundred_broken_files(tmp_path):
     """The beginning of what tools/fuzz_adapters.py runs: each is laid on the base or refused in a sentence."""
     tool = Path(__file__).parents[2] / "tools" / "fuzz_adapters.py"

@@ -116,6 +116,7 @@ for file in files:
 """
 
 
+@pytest.mark.slow
 def test_the_file_is_all(base, base_dir, concept, tmp_path):
     """Every method's; one other process reads them all."""
     expected = {}

@@ -31,6 +31,7 @@ def learn(command, folder, base_dir, output, *more):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(folder, base_dir, tmp_path):
     alone = learn([sys.executable, "-m", "infusion.cli"], folder, base_dir, tmp_path / "one.safetensors")
     assert alone.returncode == 0, alone.stderr
@@ -42,6 +43,7 @@ def test_two_processes_learn_what_one_does(folder, base_dir, tmp_path):
     assert shared.stdout.count("parameters.") == 1  # one of them speaks
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_refused(folder, base_dir, tmp_path):
     failed = learn(TWO, folder, base_dir, tmp_path / "a.safetensors", "--train-batch-size", "3")
     assert failed.returncode and "train_batch_size = 3 cannot be shared by 2 processes" in failed.stderr

@@ -1,35 +1,27 @@
-"""A network -> the family it is of: one file for each kind of model."""
+"""A network -> the family it is of: one file for each kind of model; this folder is the registry."""
 
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 from infusion.base.families.family import Family, TextLayer
-from infusion.base.families.flux import Flux
-from infusion.base.families.pixart import PixArt
-from infusion.base.families.sana import Sana
 from infusion.base.families.stable_diffusion import StableDiffusion
-from infusion.base.families.stable_diffusion_3 import StableDiffusion3
-from infusion.base.families.stable_diffusion_xl import StableDiffusionXL
 from infusion.errors import UserError
 
-__all__ = [
-    "Family",
-    "Flux",
-    "PixArt",
-    "Sana",
-    "StableDiffusion",
-    "StableDiffusion3",
-    "StableDiffusionXL",
-    "TextLayer",
-    "family_of",
-]
+__all__ = ["Family", "StableDiffusion", "TextLayer", "families", "family_of"]
 
-_BY_NETWORK: dict[str, type[Family]] = {
-    "PixArtTransformer2DModel": PixArt,
-    "SanaTransformer2DModel": Sana,
-    "SD3Transformer2DModel": StableDiffusion3,
-    "FluxTransformer2DModel": Flux,
-}
-_KNOWN = "Stable Diffusion 1.x, 2.x, XL, 3 and 3.5, PixArt-alpha and -sigma, Sana and FLUX.1"
+
+@cache
+def families() -> tuple[type[Family], ...]:
+    """Every family that a file of this folder defines, by the files' names."""
+    modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
+    return tuple(
+        item
+        for module in modules
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, Family) and item.__module__ == module.__name__ and item.known_as
+    )
 
 
 def family_of(pipeline: Any) -> Family:
@@ -40,14 +32,11 @@ def family_of(pipeline: Any) -> Family:
     """
     parts = [getattr(pipeline, name, None) for name in ("unet", "transformer")]
     network: Any = unwrapped(next((part for part in parts if part is not None), None))
-    kind = type(network).__name__
-    if kind == "UNet2DConditionModel":
-        two = any(getattr(pipeline, part, None) is not None for part in ("text_encoder_2", "tokenizer_2"))
-        family: Family = StableDiffusionXL() if two else StableDiffusion(network.config.cross_attention_dim)
-    elif kind in _BY_NETWORK:
-        family = _BY_NETWORK[kind]()
-    else:
-        raise UserError(f"{type(pipeline).__name__} is of a kind that cannot be customized; these can: {_KNOWN}.")
+    kind = next((family for family in families() if family.fits(pipeline, network)), None)
+    if kind is None:
+        known = ", ".join(family.known_as for family in families())
+        raise UserError(f"{type(pipeline).__name__} is of a kind that cannot be customized; these can: {known}.")
+    family = kind.of(network)
     missing = [part for part in family.needed_parts if getattr(pipeline, part, None) is None]
     if missing:
         raise UserError(f"{type(pipeline).__name__} lacks {', '.join(missing)}, which is needed to customize it.")

@@ -37,12 +37,15 @@ class TextLayer:
 class Family(ABC):
     """A kind of model; one file each. Holds no weights: what it says, it says of the parts of a pipeline.
 
+    known_as: what people call its models. network_class: diffusers' class of its denoiser.
     architecture: the name in ModelSpec's catalogue. network: the name of the denoiser among the pipeline's parts.
     shared_inputs: arguments of the network that have no entry for each row. masks_text: whether its attention leaves
     out the tokens that `Conditioning.attention_mask` says are not read. optional_parts: what a pipeline may lack.
     samples_in_fp32: whether its pipelines keep latents in fp32 while they sample, whatever the network's precision.
     """
 
+    known_as: ClassVar[str] = ""
+    network_class: ClassVar[str]
     architecture: str
     network: ClassVar[str] = "transformer"
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
@@ -51,6 +54,16 @@ class Family(ABC):
     masks_text: ClassVar[bool] = False
     optional_parts: ClassVar[tuple[str, ...]] = ()
     samples_in_fp32: ClassVar[bool] = False
+
+    @classmethod
+    def fits(cls, pipeline: Any, network: Any) -> bool:
+        """Whether a pipeline with this network is of the family."""
+        return type(network).__name__ == cls.network_class
+
+    @classmethod
+    def of(cls, network: Any) -> "Family":
+        """The family, as it is for this network."""
+        return cls()
 
     @property
     def needed_parts(self) -> tuple[str, ...]:

@@ -29,6 +29,8 @@ class Flux(Family):
     distilled to need none.
     """
 
+    known_as: ClassVar[str] = "FLUX.1"
+    network_class: ClassVar[str] = "FluxTransformer2DModel"
     architecture = "flux-1"
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2")

@@ -1,7 +1,7 @@
 """PixArt-alpha and -sigma: a transformer with cross-attention to a T5 text model."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from infusion.base.prompts import ConceptTokens, Mention, Prompt
 
 
 class PixArt(Family):
+    known_as: ClassVar[str] = "PixArt-alpha and -sigma"
+    network_class: ClassVar[str] = "PixArtTransformer2DModel"
     architecture = "pixart"
     masks_text = True
 

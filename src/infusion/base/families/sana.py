@@ -1,7 +1,7 @@
 """Sana: a linear transformer with cross-attention to a Gemma text model, which reads an instruction first."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ _OPTIONS = ("max_sequence_length", "complex_human_instruction")
 
 
 class Sana(Family):
+    known_as: ClassVar[str] = "Sana"
+    network_class: ClassVar[str] = "SanaTransformer2DModel"
     architecture = "sana"
     masks_text = True
     samples_in_fp32 = True

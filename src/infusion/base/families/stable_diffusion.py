@@ -13,7 +13,18 @@ from infusion.base.prompts import ConceptTokens, Prompt, tokenize
 class StableDiffusion(Family):
     """architecture: "stable-diffusion-v1" or "-v2", told apart by the width of the text states."""
 
+    known_as: ClassVar[str] = "Stable Diffusion 1.x and 2.x"
+    network_class: ClassVar[str] = "UNet2DConditionModel"
     network: ClassVar[str] = "unet"
+
+    @classmethod
+    def fits(cls, pipeline: Any, network: Any) -> bool:
+        two = any(getattr(pipeline, part, None) is not None for part in ("text_encoder_2", "tokenizer_2"))
+        return not two and super().fits(pipeline, network)
+
+    @classmethod
+    def of(cls, network: Any) -> "StableDiffusion":
+        return cls(network.config.cross_attention_dim)
 
     def __init__(self, cross_attention_dim: int) -> None:
         self.architecture = f"stable-diffusion-v{2 if cross_attention_dim == 1024 else 1}"

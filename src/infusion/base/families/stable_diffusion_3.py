@@ -29,6 +29,8 @@ JOINT: dict[str, Any] = {
 
 
 class StableDiffusion3(Family):
+    known_as: ClassVar[str] = "Stable Diffusion 3 and 3.5"
+    network_class: ClassVar[str] = "SD3Transformer2DModel"
     architecture = "stable-diffusion-3"
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2", "tokenizer_3")

@@ -14,10 +14,17 @@ from infusion.errors import UserError
 
 
 class StableDiffusionXL(Family):
+    known_as: ClassVar[str] = "Stable Diffusion XL"
+    network_class: ClassVar[str] = "UNet2DConditionModel"
     architecture = "stable-diffusion-xl-v1-base"
     network: ClassVar[str] = "unet"
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2")
+
+    @classmethod
+    def fits(cls, pipeline: Any, network: Any) -> bool:
+        two = any(getattr(pipeline, part, None) is not None for part in ("text_encoder_2", "tokenizer_2"))
+        return two and super().fits(pipeline, network)
 
     def text_layers(self, network: nn.Module) -> dict[str, TextLayer]:
         return attention_layers(network, is_cross_attention)
