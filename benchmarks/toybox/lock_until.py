@@ -19,7 +19,9 @@ from typing import Any
 import torch
 
 from infusion.benchmark.run import Individual, Row, Specification, Workshop, load_specification, real_pictures, trained
-from infusion.evaluation.evaluate import Drawn, Reference, draw, learnt, pictures, prompts_kept
+from infusion.evaluation.drawing import decoded, draw
+from infusion.evaluation.evaluate import Drawn, learnt, prompts_kept
+from infusion.evaluation.reference import Reference
 from infusion.files import whole_file
 from infusion.intervals import mean
 from infusion.terminal import no_loading_bars
@@ -39,12 +41,10 @@ def measured(shop: Workshop, row: Row, individual: Individual, shares: Sequence[
     adapter, _ = trained(shop, row, individual)
     plan = shop.spec.plan_for(individual.class_noun)
     first_seed = (individual.seed - FIRST_INDIVIDUAL) * len(plan.prompts)
-    reference = Reference(shop.base, individual.class_noun, plan, shop.witnesses, first_seed=first_seed)
+    reference = Reference(shop.base, individual.class_noun, plan, shop.evaluators, first_seed=first_seed)
     texts = reference.texts(f"<{adapter.concept_name}>")
     images = {
-        f"{share:g}": pictures(
-            shop.base, draw(shop.base, plan, texts, reference.own_seeds, [adapter], lock_until=share)
-        )
+        f"{share:g}": decoded(shop.base, draw(shop.base, plan, texts, reference.own_seeds, [adapter], lock_until=share))
         for share in shares
     }
     images[BASE] = reference.images

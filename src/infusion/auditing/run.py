@@ -19,19 +19,11 @@ from infusion.base import Base
 from infusion.base.customization import Named, Strengthened, Words
 from infusion.base.prompts import class_prompt
 from infusion.errors import UserError
-from infusion.evaluation.evaluate import (
-    LATENTS_NAME,
-    ConceptPictures,
-    Evaluation,
-    Plan,
-    Reference,
-    Witnesses,
-    draw,
-    drawn_with,
-    evaluate,
-    pictures,
-    to_tensor,
-)
+from infusion.evaluation.drawing import decoded, draw, to_tensor
+from infusion.evaluation.evaluate import LATENTS_NAME, ConceptImages, Evaluation, drawn_with, evaluate
+from infusion.evaluation.evaluators import Evaluators
+from infusion.evaluation.plans import Plan
+from infusion.evaluation.reference import Reference
 from infusion.files import whole_file
 from infusion.foreign import ALL_OR_NOTHING, Found, customized, inspect
 from infusion.intervals import share
@@ -171,7 +163,7 @@ class Audit:
         base: Base,
         class_noun: str,
         plan: Plan,
-        witnesses: Witnesses,
+        evaluators: Evaluators,
         names: Mapping[str, str | None],
         training: Sequence[Image.Image],
         folder: Path,
@@ -181,8 +173,8 @@ class Audit:
         self.ground = _digest([infusion.__version__, _KEPT, base.digest(), str(base.device), asdict(plan)])
         self.folder = folder
         kept = folder / _digest([self.ground, class_noun])
-        self.reference = Reference(base, class_noun, plan, witnesses, folder=kept)
-        self.real = ConceptPictures(to_tensor(training)) if training else None
+        self.reference = Reference(base, class_noun, plan, evaluators, folder=kept)
+        self.real = ConceptImages(to_tensor(training)) if training else None
         self._untouched: Evaluation | None = None
 
     @property
@@ -242,7 +234,7 @@ class Audit:
             nulls=self.reference.nulls,
             recalled=plain,
             training=self.training,
-            witnesses=self.names,
+            evaluators=self.names,
             seconds=time.monotonic() - started,
         )
 
@@ -258,7 +250,7 @@ class Audit:
             latents = draw(base, unguided, texts, self.reference.class_seeds, [model.concept], report)
             with whole_file(path) as temporary:
                 save_file({"plain": latents.contiguous()}, temporary)
-        images = pictures(base, load_file(path)["plain"])
+        images = decoded(base, load_file(path)["plain"])
         return Plain(images, recalled(images, self.real.training))
 
 

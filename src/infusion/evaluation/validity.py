@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from infusion import metrics
-from infusion.evaluation.evaluate import ConceptPictures, Features, Reference, distances
+from infusion.evaluation.evaluate import ConceptImages, Features, distances
+from infusion.evaluation.reference import Reference
 
 _NUM_PERMUTATIONS = 200
 _NOISE = 0.03
@@ -39,14 +40,14 @@ def _split(num_seeds: int, prompt_of: np.ndarray, rng: np.random.Generator) -> t
     return mixed[:num_seeds].T.ravel(), mixed[num_seeds:].T.ravel()
 
 
-def collapse_where_known(reference: Reference, real: ConceptPictures) -> dict[str, float]:
+def collapse_where_known(reference: Reference, real: ConceptImages) -> dict[str, float]:
     """The collapse ratio, and the share of copies, of a model that nearly repeats the training pictures, and of one
     that draws other real pictures.
 
     Near copies are the training pictures, one pixel aside and with a little noise.
     """
     assert real.elsewhere is not None
-    clip, num = reference.witnesses.clip, len(reference.images)
+    clip, num = reference.evaluators.clip, len(reference.images)
     generator = torch.Generator().manual_seed(0)
     near = real.training[torch.arange(num) % len(real.training)].roll(1, dims=-1)
     near = (near + _NOISE * torch.randn(near.shape, generator=generator)).clamp(0, 1)

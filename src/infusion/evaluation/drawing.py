@@ -1,0 +1,65 @@
+"""A model, prompts and seeds -> latents and images, as tensors and as PIL."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from infusion.base import Base
+from infusion.base.customization import Named
+from infusion.base.latents import decode_latents
+from infusion.evaluation.plans import Plan
+from infusion.generation.pipeline import sample_prompts
+from infusion.generation.sampling import few_step_scheduler
+
+
+def draw(
+    base: Base,
+    plan: Plan,
+    texts: Sequence[str],
+    seeds: Sequence[int] | Sequence[Sequence[int]],
+    adapters: Sequence[Named] = (),
+    report: Callable[[int], None] | None = None,
+    lock_until: float = 1.0,
+) -> Tensor:
+    """Latents [N, C, H, W] of every text with every seed, in few steps.
+
+    Args:
+        seeds: of every text alike, or a list for each text.
+        lock_until: as `sample_prompts` has it.
+        report: called with how many were drawn, after every batch.
+    """
+    batches = sample_prompts(
+        base,
+        texts,
+        adapters,
+        seeds,
+        num_inference_steps=plan.drawing.num_inference_steps,
+        guidance_scale=plan.drawing.guidance_scale,
+        batch_size=16,
+        scheduler=few_step_scheduler(base),
+        lock_until=lock_until,
+    )
+    drawn = []
+    for latents in batches:
+        drawn.append(latents)
+        if report:
+            report(len(latents))
+    return torch.cat(drawn)
+
+
+def decoded(base: Base, latents: Tensor) -> Tensor:
+    """Latents -> pictures [N, 3, H, W] in [0, 1], rounded as a file rounds them."""
+    return to_tensor([image for some in latents.split(16) for image in decode_latents(base, some)])
+
+
+def as_image(picture: Tensor) -> Image.Image:
+    """A picture [3, H, W] in [0, 1] -> PIL."""
+    return Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
+def to_tensor(images: Sequence[object]) -> Tensor:
+    """PIL pictures of one size -> [N, 3, H, W] in [0, 1]."""
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 255

@@ -1,0 +1,231 @@
+"""A base, a class noun, a plan -> the base's own images and predictions, which customized models are compared with."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from infusion import metrics
+from infusion.base import Base, Conditioning
+from infusion.base.prompts import class_prompt
+from infusion.evaluation.drawing import decoded, draw
+from infusion.evaluation.evaluators import Evaluators
+from infusion.evaluation.plans import Plan
+from infusion.files import whole_file
+from infusion.metrics import Probe
+
+_NULL_SEEDS = 1000  # or as many as images, where they are more; sets that are not compared may share seeds
+_CLASS_SEEDS = 2000
+_PRIOR_SEEDS = 3000
+
+
+@dataclass(frozen=True)
+class Features:
+    """What Wasserstein distances are taken between, of N pictures each: whole, background, layout, style."""
+
+    whole: Tensor
+    background: Tensor
+    layout: np.ndarray
+    style: Tensor
+
+    @classmethod
+    def of(cls, reference: "Reference", images: Tensor) -> "Features":
+        evaluators, base, noun = reference.evaluators, reference.base, reference.class_noun
+        foreground = evaluators.foreground(base, images, noun)
+        return cls(
+            whole=evaluators.clip.encode_images(images),
+            background=evaluators.clip.encode_images(metrics.without_subject(images, foreground)),
+            layout=metrics.layout(evaluators.subject(base, images, noun)),
+            style=metrics.style_features(evaluators.clip, images),
+        )
+
+    @property
+    def subject_found(self) -> Tensor:
+        """[N] 1 where a subject is seen: of the others there is no layout."""
+        return torch.from_numpy(~np.isnan(self.layout).any(axis=1)).float()
+
+    def rows(self, rows: np.ndarray) -> "Features":
+        return Features(self.whole[rows], self.background[rows], self.layout[rows], self.style[rows])
+
+    @classmethod
+    def joined(cls, first: "Features", second: "Features") -> "Features":
+        return cls(
+            torch.cat([first.whole, second.whole]),
+            torch.cat([first.background, second.background]),
+            np.concatenate([first.layout, second.layout]),
+            torch.cat([first.style, second.style]),
+        )
+
+
+def distances(base: Features, customized: Features) -> dict[str, float]:
+    """Our definition of the Wasserstein metric, in three views, and its parts."""
+    return {
+        "w2_gaussian": metrics.gaussian_w2(base.whole, customized.whole),
+        "w2_exact": metrics.exact_w2(base.whole, customized.whole),
+        "w2_sliced": metrics.sliced_w2(base.whole, customized.whole),
+        "w2_background": metrics.exact_w2(base.background, customized.background),
+        "w2_layout": metrics.layout_w2(base.layout, customized.layout).w2,
+        "w2_style": metrics.exact_w2(base.style, customized.style),
+    }
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A probe, what the base is told there, and what it predicts: with the prompt and with none."""
+
+    probe: Probe
+    texts: tuple[str, ...]
+    eps_0: Tensor
+    eps_empty: Tensor
+    timesteps: Tensor
+
+
+class Reference:
+    """The base model's own pictures and predictions for a class noun: what every customized model is held against.
+
+    Everything is drawn when it is first asked for, and kept; in `folder`, where there is one, for other processes too.
+    report: called with how many pictures were drawn, here and in `evaluate`. first_seed: of the base's pictures;
+    another one for draws that are to be independent of these. shared_noise: all prompts begin with the same few noises,
+    as those of a benchmark do; without it every picture begins with its own, and intervals over prompts count what
+    other seeds would give.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        class_noun: str,
+        plan: Plan,
+        evaluators: Evaluators,
+        report: Callable[[int], None] | None = None,
+        folder: Path | None = None,
+        first_seed: int = 0,
+        shared_noise: bool = False,
+    ) -> None:
+        evaluators.check_can_see(base)
+        self.base = base
+        self.class_noun = class_noun
+        self.plan = plan
+        self.evaluators = evaluators
+        self.report = report
+        self.folder = folder
+        self.first_seed = first_seed
+        self.shared_noise = shared_noise
+
+    def seeds(self, first: int, num: int, num_texts: int) -> list[range]:
+        """Of `num` pictures of every text."""
+        apart = 0 if self.shared_noise else num
+        return [range(first + n * apart, first + n * apart + num) for n in range(num_texts)]
+
+    @property
+    def own_seeds(self) -> list[range]:
+        """For every prompt, those that the base model and every customized one draw with."""
+        return self.seeds(self.first_seed, self.plan.drawing.num_seeds, len(self.plan.prompts))
+
+    def texts(self, words: str) -> list[str]:
+        """The plan's prompts with `words` in the place of the concept."""
+        return [wanted.text.format(words) for wanted in self.plan.prompts]
+
+    @property
+    def class_text(self) -> str:
+        return class_prompt(self.class_noun)
+
+    @cached_property
+    def images(self) -> Tensor:
+        return self._drawn("images", self.texts(self.class_noun), self.own_seeds)
+
+    @cached_property
+    def null_images(self) -> Tensor:
+        """The same prompts with other seeds: what finite samples alone make of every distance."""
+        first = self.first_seed + max(_NULL_SEEDS, len(self.plan.prompt_of))
+        seeds = self.seeds(first, self.plan.drawing.num_seeds, len(self.plan.prompts))
+        return self._drawn("null_images", self.texts(self.class_noun), seeds)
+
+    @cached_property
+    def class_images(self) -> Tensor:
+        return self._drawn("class_images", [self.class_text], self.class_seeds)
+
+    @property
+    def class_seeds(self) -> range:
+        return range(_CLASS_SEEDS, _CLASS_SEEDS + self.plan.drawing.num_class_pictures)
+
+    def prior_latents(self, num: int) -> Tensor:
+        """Pictures of the class for prior preservation, of seeds that nothing is measured on."""
+        seeds = range(_PRIOR_SEEDS, _PRIOR_SEEDS + num)
+        return self._kept(f"prior_latents_{num}", lambda: draw(self.base, self.plan, [self.class_text], seeds))
+
+    @cached_property
+    def features(self) -> Features:
+        return Features.of(self, self.images)
+
+    @cached_property
+    def nulls(self) -> dict[str, float]:
+        """What every Wasserstein distance is between the base and itself with other seeds."""
+        return distances(self.features, self.null_features)
+
+    @cached_property
+    def null_features(self) -> Features:
+        return Features.of(self, self.null_images)
+
+    def _drawn(self, name: str, texts: Sequence[str], seeds: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+        latents = self._kept(name, lambda: draw(self.base, self.plan, texts, seeds, report=self.report))
+        return decoded(self.base, latents)
+
+    def kept_path(self, name: str) -> Path:
+        """Where something drawn is kept."""
+        assert self.folder is not None
+        return self.folder / f"{name}.safetensors"
+
+    def _kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` makes, or made before."""
+        if self.folder is None:
+            return make()
+        path = self.kept_path(name)
+        if not path.exists():
+            tensor = make()
+            with whole_file(path) as temporary:
+                save_file({name: tensor.contiguous()}, temporary)
+        return load_file(path)[name]
+
+    @cached_property
+    def probes(self) -> dict[str, Probed]:
+        """S1 unrelated prompts, S2 sibling classes, S3 the class noun, S4 the class noun where the concept will be."""
+        nouns = tuple(self.texts(self.class_noun))
+        asked = {"s1": self.plan.unrelated, "s2": self.plan.siblings, "s3": nouns}
+        probes = {name: self._probed(name, texts) for name, texts in asked.items()}
+        third = probes["s3"]
+        drawn = decoded(self.base, third.probe.latents)
+        masks = self.evaluators.foreground(self.base, drawn, self.class_noun)
+        weights = metrics.outside_subject(masks, third.probe.latents.shape[-2:])  # type: ignore[arg-type]
+        weights = torch.where(weights.sum(dim=(1, 2, 3), keepdim=True) > 0, weights, torch.ones_like(weights))
+        outside = Probe(third.probe.latents, third.probe.prompt_of, weights)
+        probes["s4"] = Probed(outside, third.texts, third.eps_0, third.eps_empty, third.timesteps)
+        return probes
+
+    def _probed(self, name: str, texts: tuple[str, ...]) -> Probed:
+        num, steps = self.plan.drawing.latents_per_prompt, self.plan.drawing.num_timesteps
+        seeds = self.seeds(0, num, len(texts))
+        latents = self._kept(name, lambda: draw(self.base, self.plan, texts, seeds, report=self.report))
+        probe = Probe(latents, torch.arange(len(texts)).repeat_interleave(num))
+        conditioning, schedule = self.told(texts, {}), self.base.noise_schedule
+        empty = self.base.encode([""]).rows([0] * len(conditioning))
+
+        def predicted(told: Conditioning) -> Tensor:
+            return metrics.eps_predictions(self.base, schedule, probe, told, steps)
+
+        return Probed(
+            probe,
+            texts,
+            self._kept(f"{name}_eps", lambda: predicted(conditioning)),
+            self._kept(f"{name}_eps_empty", lambda: predicted(empty)),
+            metrics.stratified_timesteps(schedule, probe, steps, seed=0),
+        )
+
+    def told(self, texts: Sequence[str], words: Mapping[str, str], base: Base | None = None) -> Conditioning:
+        """The conditioning of a probe's latents, by `base` or another model: each text as often as it has latents."""
+        num = self.plan.drawing.latents_per_prompt
+        return (base or self.base).encode(texts, words).rows([row for row in range(len(texts)) for _ in range(num)])
