@@ -1,7 +1,6 @@
 """What is measured of a model: laws on a tiny base, and the defaults of what is drawn and asked."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +11,13 @@ from infusion.errors import UserError
 from infusion.evaluation import evaluate as evaluation
 from infusion.evaluation import reference as references
 from infusion.evaluation.drawing import to_tensor
-from infusion.evaluation.evaluate import ConceptImages, Drawn, Features, chances, drawn_with, evaluate
+from infusion.evaluation.evaluate import ConceptImages, Drawn, drawn_with, evaluate
 from infusion.evaluation.evaluators import Evaluators
 from infusion.evaluation.plans import PROMPTS, Drawing, Plan, Wanted, plan_for, read_prompts, siblings_of
 from infusion.evaluation.reference import Reference
-from infusion.metrics import FACTS
+from infusion.metrics import FACTS, Alignment
 from infusion.metrics.encoders import load_clip, load_image_encoder
+from infusion.metrics.wasserstein import Features, chances
 from infusion.toybox.scene import CLASSES
 
 PLAN = Plan(
@@ -114,11 +114,39 @@ def test_layouts_are_compared_where_a_subject_is_found():
         layout = np.where(rng.random((48, 1)) < found, rng.normal(size=(48, 4)), np.nan)
         return Features(rows, rows, layout, rows)
 
-    reference = SimpleNamespace(plan=plan, null_features=features(1.0))
-    assert [chances(reference, features(0.4))["w2_layout"] > 0.01 for _ in range(10)].count(True) >= 9
-    assert chances(reference, features(0.0)).keys() == {"w2_background", "w2_style"}
+    null, prompt_of = features(1.0), plan.prompt_of
+    assert [chances(null, features(0.4), prompt_of)["w2_layout"] > 0.01 for _ in range(10)].count(True) >= 9
+    assert chances(null, features(0.0), prompt_of).keys() == {"w2_background", "w2_style"}
     far = features(0.6)
-    assert chances(reference, replace(far, layout=far.layout + 3))["w2_layout"] == 1 / 400
+    assert chances(null, replace(far, layout=far.layout + 3), prompt_of)["w2_layout"] == 1 / 400
+
+
+class Counting:
+    """An encoder, and how many images it has looked at."""
+
+    def __init__(self, encoder):
+        self.encoder = encoder
+        self.num = 0
+
+    def encode_images(self, images):
+        self.num += len(images)
+        return self.encoder.encode_images(images)
+
+    def encode_texts(self, texts):
+        return self.encoder.encode_texts(texts)
+
+
+def test_every_image_is_looked_at_once_by_every_encoder(base, evaluators, adapter, real):
+    clip, encoder = Counting(evaluators.clip), Counting(evaluators.encoder)
+    reference = Reference(base, "cat", PLAN, Evaluators(clip, encoder))
+    evaluate(reference, adapter, real)
+    asked, of_class, training = 6, 4, 3
+    backgrounds, of_other_seeds = 2 * asked, 2 * asked
+    assert encoder.num == 2 * asked + 2 * of_class + training
+    assert clip.num == 2 * asked + backgrounds + of_other_seeds + 2 * of_class + training
+    before = clip.num
+    evaluate(reference, None, real)
+    assert clip.num == before + training, "the base's own images were looked at already"
 
 
 def test_copies_are_found(reference, real):
@@ -148,8 +176,8 @@ def test_latents_are_kept_and_taken_again(reference, adapter, tmp_path, monkeypa
 
 def test_the_scale_of_identity_is_that_of_other_real_pictures_where_there_are_some(evaluators, real):
     noise = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    alone = real.scale(evaluators.encoder, noise)
-    given = replace(real, elsewhere=real.training).scale(evaluators.encoder, noise)
+    training, other = (evaluators.encoder.encode_images(some) for some in (real.training, noise))
+    alone, given = Alignment.measured(training, other), Alignment.measured(training, other, training)
     assert given.ceiling > alone.ceiling > alone.floor == pytest.approx(given.floor)
 
 

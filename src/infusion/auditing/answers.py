@@ -13,10 +13,10 @@ from torch import Tensor
 
 import infusion
 from infusion.errors import UserError, nearest
-from infusion.evaluation.evaluate import Evaluation, mean_over_prompts
+from infusion.evaluation.evaluate import Evaluation
 from infusion.evaluation.plans import Plan
 from infusion.intervals import Figure, as_share, share
-from infusion.metrics import Recalled
+from infusion.metrics import Recalled, mean_over_prompts
 from infusion.metrics.catalogue import BY_NAME, ROUNDING, measure_of
 from infusion.training.stopping import Check
 

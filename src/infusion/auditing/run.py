@@ -26,7 +26,6 @@ from infusion.evaluation.plans import Plan
 from infusion.evaluation.reference import Reference
 from infusion.files import whole_file
 from infusion.foreign import ALL_OR_NOTHING, Found, customized, inspect
-from infusion.intervals import share
 from infusion.methods.adapter_file import load_adapter, read_adapter_file
 from infusion.metrics import recalled
 from infusion.training.stopping import Check, SelfCheck, choose
@@ -216,10 +215,8 @@ class Audit:
         """All that is told of one customized model."""
         started = time.monotonic()
         drawn = drawn_with(self.reference, model.concept, self.latents_dir(one), model.base)
-        own = evaluate(self.reference, model.concept, self.real, drawn, model.base)
         plain = self._recalled(one, model)
-        if plain:
-            own.measures["recalled"] = share(plain.found.is_copy.tolist())
+        own = evaluate(self.reference, model.concept, self.real, drawn, model.base, plain and plain.images)
         base = self.reference.base
         return Audited(
             name=one.name,

@@ -51,15 +51,15 @@ def draw(
 
 
 def decoded(base: Base, latents: Tensor) -> Tensor:
-    """Latents -> pictures [N, 3, H, W] in [0, 1], rounded as a file rounds them."""
+    """Latents -> images [N, 3, H, W] in [0, 1], rounded as a file rounds them."""
     return to_tensor([image for some in latents.split(16) for image in decode_latents(base, some)])
 
 
-def as_image(picture: Tensor) -> Image.Image:
-    """A picture [3, H, W] in [0, 1] -> PIL."""
-    return Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+def as_image(image: Tensor) -> Image.Image:
+    """An image [3, H, W] in [0, 1] -> PIL."""
+    return Image.fromarray((image * 255).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
 def to_tensor(images: Sequence[object]) -> Tensor:
-    """PIL pictures of one size -> [N, 3, H, W] in [0, 1]."""
+    """PIL images of one size -> [N, 3, H, W] in [0, 1]."""
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 255

@@ -1,13 +1,11 @@
-"""A base, an adapter, its concept's pictures -> every measure of what was learnt and of what was broken."""
+"""A base, an adapter, real images of its concept -> every measure of what was learnt and of what was broken."""
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -15,88 +13,35 @@ from torch import Tensor
 from infusion import metrics
 from infusion.base import Base
 from infusion.base.customization import Named
-from infusion.errors import UserError
 from infusion.evaluation.drawing import decoded, draw
-from infusion.evaluation.reference import Features, Reference, distances
+from infusion.evaluation.reference import Reference
 from infusion.files import whole_file
-from infusion.intervals import Figure, jackknife, mean
-from infusion.metrics.encoders import Clip, ImageEncoder
+from infusion.intervals import Figure
+from infusion.metrics import Evidence, Images, Nearest, Predictions, alignment, copies, facts, identity, wasserstein
+from infusion.metrics.catalogue import BY_NAME, METRICS
+from infusion.metrics.metric import measure
 
-_THE_SAME = 0.9999  # cosine of an image that is among the training images twice
 LATENTS_NAME = "latents.safetensors"
-
-
-def chances(reference: Reference, customized: Features) -> dict[str, float]:
-    """How often chance alone makes background, layout and style differ so much from the base's of other seeds.
-
-    Of other seeds, because with the same ones the customized model's pictures are like the base's for their noise.
-    Layouts are those of the pictures where a subject is found. What there are too few pictures to tell is left out.
-    """
-    base, prompt_of = reference.null_features, reference.plan.prompt_of
-    found, base_found = (~np.isnan(some.layout).any(axis=1) for some in (customized, base))
-    told = {
-        "w2_background": metrics.chance(customized.background, base.background, prompt_of, prompt_of),
-        "w2_layout": metrics.chance(
-            customized.layout[found], base.layout[base_found], prompt_of[found], prompt_of[base_found]
-        ),
-        "w2_style": metrics.chance(customized.style, base.style, prompt_of, prompt_of),
-    }
-    return {name: value for name, value in told.items() if math.isfinite(value)}
-
-
-def wasserstein(base: Features, customized: Features, prompt_of: np.ndarray) -> dict[str, Figure]:
-    """The distances, with intervals over prompts (jackknife)."""
-
-    @cache
-    def of(rows: bytes) -> dict[str, float]:  # each set of rows is asked for once by every distance
-        at = np.frombuffer(rows, dtype=np.int64).copy()  # torch wants to be able to write in it
-        return distances(base.rows(at), customized.rows(at))
-
-    def at(name: str) -> Callable[[np.ndarray], float]:
-        return lambda rows: of(rows.tobytes())[name]
-
-    names = of(np.arange(len(prompt_of)).tobytes())
-    return {name: metrics.over_prompts(at(name), prompt_of) for name in names}
 
 
 @dataclass(frozen=True)
 class ConceptImages:
-    """Real pictures of the concept, [K, 3, H, W] each.
+    """Real images of the concept, [K, 3, H, W] each.
 
     training: those trained on. elsewhere: others in other places, None where there are none. same_place: others in the
-    place of the training pictures, or None. Where they are missing the training pictures among themselves stand in.
+    place of the training images, or None. Where they are missing the training images among themselves stand in.
     """
 
     training: Tensor
     elsewhere: Tensor | None = None
     same_place: Tensor | None = None
 
-    def scale(self, encoder: ImageEncoder, class_pictures: Tensor) -> metrics.Alignment:
-        """Floor: the base's pictures of the class noun. Ceiling: other real pictures of the concept."""
-        if self.elsewhere is not None:
-            return metrics.Alignment.measured(encoder, self.training, class_pictures, self.elsewhere)
-        floor = metrics.image_alignment(encoder, class_pictures, self.training).mean().item()
-        return metrics.Alignment(floor, _to_each_other(encoder, self.training).nanmean().item())
-
-    def never_nearer(self, clip: Clip) -> float:
-        """The most that another real picture is like a training picture: what is more like one is a copy."""
-        if self.same_place is not None:
-            return metrics.nearest_reference(clip, self.same_place, self.training).cosine.max().item()
-        cosines = _to_each_other(clip, self.training).nan_to_num(-1)
-        return cosines[cosines < _THE_SAME].max().item() if (cosines < _THE_SAME).any() else math.inf
-
-
-def _to_each_other(encoder: ImageEncoder | Clip, images: Tensor) -> Tensor:
-    """Cosines of pictures to each other [K, K]; NaN to themselves."""
-    features = encoder.encode_images(images)
-    return (features @ features.T).fill_diagonal_(float("nan"))
-
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a model drew: pictures of the plan's prompts [N, 3, H, W] and of the plain class noun [M, 3, H, W].
+    """What a model drew: images of the plan's prompts [N, 3, H, W] and of the plain class noun [M, 3, H, W].
 
-    seconds_per_image: in time of the processor; None where the pictures were there already.
+    seconds_per_image: in time of the processor; None where the images were there already.
     """
 
     images: Tensor
@@ -132,11 +77,11 @@ def drawn_with(reference: Reference, adapter: Named, folder: Path | None = None,
 class Evaluation:
     """All measures of one customized model by name, and what was drawn.
 
-    measures: with intervals over prompts; those that the evaluators or the pictures given cannot tell are left out.
-    followed: [N], the share of its prompt's facts that each picture shows, or without judges their cosine. score: [N],
-    how good each is: the mean of identity and followed, in [0, 1]. chances: how often chance alone makes background,
-    layout and style differ so much; empty where noise is shared. nearest: the training picture that each is
-    most like; None without training pictures. never_nearer: the most that other real pictures are like one.
+    measures: with intervals over prompts, in the order of tables; those that the evaluators or the images given cannot
+    tell are left out. followed: [N], the share of its prompt's facts that each image shows, or without judges their
+    cosine. score: [N], how good each is: the mean of identity and followed, in [0, 1]. chances: how often chance alone
+    makes background, layout and style differ so much; empty where noise is shared. nearest: the training image that
+    each is most like; None without training images. never_nearer: the most that other real images are like one.
     """
 
     measures: dict[str, Figure]
@@ -144,7 +89,7 @@ class Evaluation:
     followed: Tensor
     score: Tensor
     chances: Mapping[str, float]
-    nearest: metrics.Nearest | None = None
+    nearest: Nearest | None = None
     never_nearer: float = math.inf
 
 
@@ -154,121 +99,89 @@ def evaluate(
     real: ConceptImages | None,
     drawn: Drawn | None = None,
     base: Base | None = None,
+    unguided: Tensor | None = None,
 ) -> Evaluation:
     """Draw with an adapter and measure; with None, the base itself with the class noun in the concept's place.
 
     Args:
-        real: pictures of the concept; without them identity, copies and collapse are not measured.
-        drawn: pictures that were drawn already.
-        base: what the adapter is laid on, where that is not the reference's: a model that another tool customized.
+        real: images of the concept; without them identity, copies and collapse are not measured.
+        drawn: images that were drawn already.
+        base: what the adapter is applied to, where that is not the reference's: a model that another tool customized.
+        unguided: images of the words for the subject alone, drawn without guidance: how many are training images?
     """
     if drawn is None:
         drawn = (
             drawn_with(reference, adapter, base=base) if adapter else Drawn(reference.images, reference.class_images)
         )
-    features, prompt_of = Features.of(reference, drawn.images), reference.plan.prompt_of
-    measures, satisfied = prompts_kept(reference, drawn.images)
-    score, nearest, never_nearer = satisfied, None, math.inf
-    if real:
-        clip = reference.evaluators.clip
-        found, identity = learnt(reference, real, drawn)
-        nearest = metrics.nearest_reference(clip, drawn.images, real.training)
-        never_nearer = real.never_nearer(clip)
-        measures |= found | _copied(reference, real, drawn.images, nearest.cosine > never_nearer)
-        score = satisfied if identity is None else (identity.clamp(0, 1) + satisfied) / 2
-    measures["subject_found"] = mean_over_prompts(features.subject_found, prompt_of)
-    measures |= wasserstein(reference.features, features, prompt_of)
-    measures |= _class_kept(reference, drawn.class_images) | _divergences(reference, adapter, base)
-    by_chance = {} if reference.shared_noise else chances(reference, features)
-    return Evaluation(measures, drawn, satisfied, score, by_chance, nearest, never_nearer)
-
-
-def mean_over_prompts(values: Tensor, prompt_of: np.ndarray) -> Figure:
-    """Mean of values [N], with its interval over prompts."""
-    prompts, at = np.unique(prompt_of, return_inverse=True)
-    sums = np.bincount(at, values.double().numpy(), minlength=len(prompts))
-    return mean(sums / np.bincount(at))
-
-
-def prompts_kept(reference: Reference, images: Tensor) -> tuple[dict[str, Figure], Tensor]:
-    """Text alignment; by the judges, the facts that the prompts ask for, and each picture's share of them [N]."""
-    evaluators, plan = reference.evaluators, reference.plan
-    texts = [text for text in reference.texts(reference.class_noun) for _ in range(plan.drawing.num_seeds)]
-    cosines = metrics.text_alignment(evaluators.clip, images, texts)
-    measures = {"text_alignment": mean_over_prompts(cosines, plan.prompt_of)}
-    if not evaluators.judges:
-        return measures, cosines
-    noun = {"class": reference.class_noun}
-    wanted = [noun | prompt.facts for prompt in plan.prompts for _ in range(plan.drawing.num_seeds)]  # type: ignore[operator]
-    found = metrics.satisfied_facts(evaluators.judges, images, wanted)
-    measures["facts"] = mean_over_prompts(found.satisfied, plan.prompt_of)
-    for fact, asked, holds in zip(metrics.FACTS, found.asked.T, found.holds.T, strict=True):
-        if asked.any():
-            measures[f"facts_{fact}"] = mean_over_prompts(holds[asked], plan.prompt_of[asked.numpy()])
-    return measures, found.satisfied
-
-
-def learnt(reference: Reference, real: ConceptImages, drawn: Drawn) -> tuple[dict[str, Figure], Tensor | None]:
-    """Identity between floor and ceiling, of each picture [N] too; and that of pictures of the plain class noun.
-
-    Prompt by prompt it is held against the base's own pictures of that prompt. Without identity where floor and ceiling
-    cannot be told apart.
-    """
-    encoder, prompt_of = reference.evaluators.encoder, reference.plan.prompt_of
-    cosines, of_base, of_class, of_base_class = (
-        metrics.image_alignment(encoder, some, real.training)
-        for some in (drawn.images, reference.images, drawn.class_images, reference.class_images)
+    evidence = replace(
+        gather(reference, real, drawn),
+        unguided=None if unguided is None else Images(unguided),
+        predict=lambda: predictions(reference, adapter, base),
     )
-    measures = {"image_alignment": mean_over_prompts(cosines, prompt_of)}
-    try:
-        scale = real.scale(encoder, reference.images)
-    except UserError:
-        return measures, None
-    floor = np.bincount(prompt_of, of_base.double().numpy()) / np.bincount(prompt_of)  # [P]
-    identity = (cosines.double() - torch.from_numpy(floor[prompt_of])) / (scale.ceiling - scale.floor)
-    leak = (of_class - of_base_class) / (scale.ceiling - scale.floor)
-    measures |= {"identity": mean_over_prompts(identity, prompt_of), "class_leak": mean(leak.numpy())}
-    return measures, identity
+    found = measure(evidence, METRICS)
+    followed = (
+        evidence.once(facts.of_each_image).satisfied if evidence.judges else evidence.once(alignment.of_each_image)
+    )
+    score, nearest, never_nearer = followed, None, math.inf
+    if real:
+        nearest, never_nearer = evidence.once(copies.of_each_image)
+        own = evidence.once(identity.of_each_image).identity
+        score = followed if own is None else (own.clamp(0, 1) + followed) / 2
+    by_chance = (
+        {}
+        if reference.shared_noise
+        else wasserstein.chances(
+            reference.features(reference.null_images), evidence.once(wasserstein.features_of), evidence.prompt_of
+        )
+    )
+    return Evaluation(_in_order(found), drawn, followed, score, by_chance, nearest, never_nearer)
 
 
-def _copied(reference: Reference, real: ConceptImages, images: Tensor, copies: Tensor) -> dict[str, Figure]:
-    """Collapse onto the training pictures, and the share of pictures nearer to one than real other pictures are."""
-    clip, prompt_of = reference.evaluators.clip, reference.plan.prompt_of
-    own, base, training = (clip.encode_images(some) for some in (images, reference.images, real.training))
-    return {
-        "collapse": metrics.over_prompts(
-            lambda rows: metrics.collapse_ratio(own[rows], base[rows], training), prompt_of
-        ),
-        "copied": mean_over_prompts(copies, prompt_of),
-    }
+def gather(reference: Reference, real: ConceptImages | None, drawn: Drawn) -> Evidence:
+    """The evidence that images are; without predictions."""
+    plan, evaluators = reference.plan, reference.evaluators
+    num, noun = plan.drawing.num_seeds, {"class": reference.class_noun}
+    training, elsewhere, same_place = (
+        None if some is None else Images(some)
+        for some in ((real.training, real.elsewhere, real.same_place) if real else (None, None, None))
+    )
+    return Evidence(
+        images=reference.seen(drawn.images),
+        base_images=reference.seen(reference.images),
+        prompt_of=plan.prompt_of,
+        texts=[text for text in reference.texts(reference.class_noun) for _ in range(num)],
+        wanted=[noun | dict(prompt.facts) for prompt in plan.prompts for _ in range(num)],
+        clip=evaluators.clip,
+        encoder=evaluators.encoder,
+        judges=evaluators.judges,
+        class_images=reference.seen(drawn.class_images),
+        base_class_images=reference.seen(reference.class_images),
+        training=training,
+        elsewhere=elsewhere,
+        same_place=same_place,
+    )
 
 
-def _class_kept(reference: Reference, class_images: Tensor) -> dict[str, Figure]:
-    """How different pictures of the plain class noun are, over the base's."""
-    clip = reference.evaluators.clip
-    own, base = clip.encode_images(class_images), clip.encode_images(reference.class_images)
-    ratio = jackknife(lambda kept: metrics.class_diversity(own[kept]) / metrics.class_diversity(base[kept]), len(own))
-    return {"class_diversity": ratio}
-
-
-def _divergences(reference: Reference, adapter: Named | None, base: Base | None) -> dict[str, Figure]:
-    """The latent Fisher divergence on every set of prompts; S4 names the concept, and looks outside the subject."""
+def predictions(reference: Reference, adapter: Named | None, base: Base | None) -> dict[str, Predictions]:
+    """What the base and the customized model predict at every probe; S4 names the concept."""
     base, steps = base or reference.base, reference.plan.drawing.num_timesteps
-    adapters = [adapter] if adapter else []
-    measures = {}
+    adapters, found = [adapter] if adapter else [], {}
     for name, probed in reference.probes.items():
-        conditioning = reference.told(probed.texts, {}, base)
+        conditioning = reference.conditioning(probed.texts, {}, base)
         if adapter and name == "s4":
             texts = reference.texts(f"<{adapter.concept_name}>")
-            conditioning = reference.told(texts, {adapter.concept_name: adapter.words}, base)
+            conditioning = reference.conditioning(texts, {adapter.concept_name: adapter.words}, base)
         with base.customized(*adapters) as denoiser:
             # Another batch size than the reference's: what rounding alone makes shows in the base's own row.
             eps = metrics.eps_predictions(
                 denoiser, base.noise_schedule, probed.probe, conditioning, steps, batch_size=16
             )
-        found = metrics.latent_fisher_divergence(
+        found[name] = Predictions(
             probed.eps_0, eps, probed.eps_empty, probed.probe, reference.base.noise_schedule, probed.timesteps
         )
-        for kind, figure in found.figures().items():
-            measures[f"lfd_{name}" if kind == "eps" else f"lfd_{name}_{kind}"] = figure
-    return measures
+    return found
+
+
+def _in_order(found: Mapping[str, Figure]) -> dict[str, Figure]:
+    """As tables have them; facts that only a person's own prompts ask for come last."""
+    return {name: found[name] for name in [*BY_NAME, *found] if name in found}

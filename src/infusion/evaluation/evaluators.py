@@ -19,22 +19,22 @@ from infusion.toybox.judges import Judges, load_judges
 
 @dataclass(frozen=True)
 class Evaluators:
-    """Who looks at pictures: encoders that no method is trained with, and the toybox's judges where it is the world."""
+    """Who looks at images: encoders that no method is trained with, and the toybox's judges where it is the world."""
 
     clip: Clip
     encoder: ImageEncoder
     judges: Judges | None = None
 
     def check_can_see(self, base: Base) -> None:
-        """Raise UserError if nobody could say where the subject is in pictures of this base."""
+        """Raise UserError if nobody could say where the subject is in images of this base."""
         if not self.judges and not cross_attentions(base.network):
             raise UserError(
                 f'In "{base.id}" image and text attend jointly, so its attention cannot say where the subject is in '
-                "pictures, which measuring needs; models with cross-attention can be measured."
+                "images, which measuring needs; models with cross-attention can be measured."
             )
 
     def subject(self, base: Base, images: Tensor, class_noun: str) -> Tensor:
-        """Where the subject is in pictures [N, 3, H, W]: [N, H, W] in [0, 1], by the judges or the base's attention."""
+        """Where the subject is in images [N, 3, H, W]: [N, H, W] in [0, 1], by the judges or the base's attention."""
         if self.judges:
             return metrics.subject_masks(self.judges, images, class_noun)
         found = attention_masks(base, [as_image(image) for image in images], class_noun)

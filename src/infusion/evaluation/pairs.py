@@ -1,4 +1,4 @@
-"""Pictures of two concepts in one prompt -> whether both are there, and how much of each is in the other's place."""
+"""Images of two concepts in one prompt -> whether both are there, and how much of each is in the other's place."""
 
 from collections.abc import Sequence
 
@@ -14,11 +14,11 @@ from infusion.evaluation.evaluators import Evaluators
 def measure_pair(
     evaluators: Evaluators, images: Tensor, real: Sequence[ConceptImages], class_nouns: Sequence[str]
 ) -> dict[str, float]:
-    """Both-present rate; in the pictures that show both, likeness of each toy to its own concept and to the other's.
+    """Both-present rate; in the images that show both, likeness of each toy to its own concept and to the other's.
 
     A toy is looked at alone: all that is not its segment takes the background's mean colour. Two toys of one class are
     told apart as the parts of the class's segment left and right of its middle, and matched to the concepts in the
-    better of the two ways, which favours them somewhat. leak: likeness to the other concept, less what real pictures of
+    better of the two ways, which favours them somewhat. leak: likeness to the other concept, less what real images of
     the one have, cut out alike.
     """
     if evaluators.judges is None:
@@ -52,8 +52,10 @@ def measure_pair(
 
 
 def _likeness(evaluators: Evaluators, images: Tensor, real: Sequence[ConceptImages]) -> Tensor:
-    """Cosines of pictures to the training pictures of each of two concepts, [2, N]."""
-    return torch.stack([metrics.image_alignment(evaluators.encoder, images, one.training) for one in real])
+    """Cosines of images to the training images of each of two concepts, [2, N]."""
+    encode = evaluators.encoder.encode_images
+    features = encode(images)
+    return torch.stack([metrics.image_alignment(features, encode(one.training)) for one in real])
 
 
 def _alone(evaluators: Evaluators, images: Tensor, class_noun: str) -> Tensor:

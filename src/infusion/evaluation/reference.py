@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -17,7 +16,8 @@ from infusion.evaluation.drawing import decoded, draw
 from infusion.evaluation.evaluators import Evaluators
 from infusion.evaluation.plans import Plan
 from infusion.files import whole_file
-from infusion.metrics import Probe
+from infusion.metrics import Images, Probe
+from infusion.metrics.wasserstein import Features, distances
 
 _NULL_SEEDS = 1000  # or as many as images, where they are more; sets that are not compared may share seeds
 _CLASS_SEEDS = 2000
@@ -25,58 +25,8 @@ _PRIOR_SEEDS = 3000
 
 
 @dataclass(frozen=True)
-class Features:
-    """What Wasserstein distances are taken between, of N pictures each: whole, background, layout, style."""
-
-    whole: Tensor
-    background: Tensor
-    layout: np.ndarray
-    style: Tensor
-
-    @classmethod
-    def of(cls, reference: "Reference", images: Tensor) -> "Features":
-        evaluators, base, noun = reference.evaluators, reference.base, reference.class_noun
-        foreground = evaluators.foreground(base, images, noun)
-        return cls(
-            whole=evaluators.clip.encode_images(images),
-            background=evaluators.clip.encode_images(metrics.without_subject(images, foreground)),
-            layout=metrics.layout(evaluators.subject(base, images, noun)),
-            style=metrics.style_features(evaluators.clip, images),
-        )
-
-    @property
-    def subject_found(self) -> Tensor:
-        """[N] 1 where a subject is seen: of the others there is no layout."""
-        return torch.from_numpy(~np.isnan(self.layout).any(axis=1)).float()
-
-    def rows(self, rows: np.ndarray) -> "Features":
-        return Features(self.whole[rows], self.background[rows], self.layout[rows], self.style[rows])
-
-    @classmethod
-    def joined(cls, first: "Features", second: "Features") -> "Features":
-        return cls(
-            torch.cat([first.whole, second.whole]),
-            torch.cat([first.background, second.background]),
-            np.concatenate([first.layout, second.layout]),
-            torch.cat([first.style, second.style]),
-        )
-
-
-def distances(base: Features, customized: Features) -> dict[str, float]:
-    """Our definition of the Wasserstein metric, in three views, and its parts."""
-    return {
-        "w2_gaussian": metrics.gaussian_w2(base.whole, customized.whole),
-        "w2_exact": metrics.exact_w2(base.whole, customized.whole),
-        "w2_sliced": metrics.sliced_w2(base.whole, customized.whole),
-        "w2_background": metrics.exact_w2(base.background, customized.background),
-        "w2_layout": metrics.layout_w2(base.layout, customized.layout).w2,
-        "w2_style": metrics.exact_w2(base.style, customized.style),
-    }
-
-
-@dataclass(frozen=True)
 class Probed:
-    """A probe, what the base is told there, and what it predicts: with the prompt and with none."""
+    """A probe, the prompts there, and what it predicts: with the prompt and with none."""
 
     probe: Probe
     texts: tuple[str, ...]
@@ -86,12 +36,12 @@ class Probed:
 
 
 class Reference:
-    """The base model's own pictures and predictions for a class noun: what every customized model is held against.
+    """The base model's own images and predictions for a class noun: what every customized model is compared with.
 
     Everything is drawn when it is first asked for, and kept; in `folder`, where there is one, for other processes too.
-    report: called with how many pictures were drawn, here and in `evaluate`. first_seed: of the base's pictures;
+    report: called with how many images were drawn, here and in `evaluate`. first_seed: of the base's images;
     another one for draws that are to be independent of these. shared_noise: all prompts begin with the same few noises,
-    as those of a benchmark do; without it every picture begins with its own, and intervals over prompts count what
+    as those of a benchmark do; without it every image begins with its own, and intervals over prompts count what
     other seeds would give.
     """
 
@@ -115,9 +65,10 @@ class Reference:
         self.folder = folder
         self.first_seed = first_seed
         self.shared_noise = shared_noise
+        self._seen: dict[int, Images] = {}
 
     def seeds(self, first: int, num: int, num_texts: int) -> list[range]:
-        """Of `num` pictures of every text."""
+        """Of `num` images of every text."""
         apart = 0 if self.shared_noise else num
         return [range(first + n * apart, first + n * apart + num) for n in range(num_texts)]
 
@@ -154,26 +105,35 @@ class Reference:
         return range(_CLASS_SEEDS, _CLASS_SEEDS + self.plan.drawing.num_class_pictures)
 
     def prior_latents(self, num: int) -> Tensor:
-        """Pictures of the class for prior preservation, of seeds that nothing is measured on."""
+        """Images of the class for prior preservation, of seeds that nothing is measured on."""
         seeds = range(_PRIOR_SEEDS, _PRIOR_SEEDS + num)
         return self._kept(f"prior_latents_{num}", lambda: draw(self.base, self.plan, [self.class_text], seeds))
 
-    @cached_property
-    def features(self) -> Features:
-        return Features.of(self, self.images)
+    def seen(self, images: Tensor) -> Images:
+        """Images, and where the evaluators see the subject in them; the base's own are looked at once for everyone."""
+        if id(images) in self._seen:
+            return self._seen[id(images)]
+        base, noun, evaluators = self.base, self.class_noun, self.evaluators
+        return Images(
+            images,
+            find_subject=lambda some: evaluators.subject(base, some, noun),
+            find_foreground=lambda some: evaluators.foreground(base, some, noun),
+        )
 
     @cached_property
     def nulls(self) -> dict[str, float]:
         """What every Wasserstein distance is between the base and itself with other seeds."""
-        return distances(self.features, self.null_features)
+        return distances(self.features(self.images), self.features(self.null_images))
 
-    @cached_property
-    def null_features(self) -> Features:
-        return Features.of(self, self.null_images)
+    def features(self, images: Tensor) -> Features:
+        """What Wasserstein distances are taken between."""
+        return Features.of(self.seen(images), self.evaluators.clip)
 
     def _drawn(self, name: str, texts: Sequence[str], seeds: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         latents = self._kept(name, lambda: draw(self.base, self.plan, texts, seeds, report=self.report))
-        return decoded(self.base, latents)
+        images = decoded(self.base, latents)
+        self._seen[id(images)] = self.seen(images)
+        return images
 
     def kept_path(self, name: str) -> Path:
         """Where something drawn is kept."""
@@ -211,11 +171,11 @@ class Reference:
         seeds = self.seeds(0, num, len(texts))
         latents = self._kept(name, lambda: draw(self.base, self.plan, texts, seeds, report=self.report))
         probe = Probe(latents, torch.arange(len(texts)).repeat_interleave(num))
-        conditioning, schedule = self.told(texts, {}), self.base.noise_schedule
+        conditioning, schedule = self.conditioning(texts, {}), self.base.noise_schedule
         empty = self.base.encode([""]).rows([0] * len(conditioning))
 
-        def predicted(told: Conditioning) -> Tensor:
-            return metrics.eps_predictions(self.base, schedule, probe, told, steps)
+        def predicted(prompted: Conditioning) -> Tensor:
+            return metrics.eps_predictions(self.base, schedule, probe, prompted, steps)
 
         return Probed(
             probe,
@@ -225,7 +185,7 @@ class Reference:
             metrics.stratified_timesteps(schedule, probe, steps, seed=0),
         )
 
-    def told(self, texts: Sequence[str], words: Mapping[str, str], base: Base | None = None) -> Conditioning:
+    def conditioning(self, texts: Sequence[str], words: Mapping[str, str], base: Base | None = None) -> Conditioning:
         """The conditioning of a probe's latents, by `base` or another model: each text as often as it has latents."""
         num = self.plan.drawing.latents_per_prompt
         return (base or self.base).encode(texts, words).rows([row for row in range(len(texts)) for _ in range(num)])
