@@ -20,7 +20,7 @@ from infusion.base.customization import Named, Strengthened, Words
 from infusion.base.prompts import class_prompt
 from infusion.errors import UserError
 from infusion.evaluation.drawing import decoded, draw, to_tensor
-from infusion.evaluation.evaluate import LATENTS_NAME, ConceptImages, Evaluation, drawn_with, evaluate
+from infusion.evaluation.evaluate import ConceptImages, Evaluation, drawn_with, evaluate, latents_path
 from infusion.evaluation.evaluators import Evaluators
 from infusion.evaluation.plans import Plan
 from infusion.evaluation.reference import Reference
@@ -192,8 +192,12 @@ class Audit:
         shared |= {name: num * len(texts) for name, texts in probes.items()}
         missing = [num for name, num in shared.items() if not self.reference.kept_path(name).exists()]
         for one in models:
-            own = {LATENTS_NAME: asked + of_class, _PLAIN_NAME: of_class if self.real else 0}
-            missing += [num for name, num in own.items() if not (self.latents_dir(one) / name).exists()]
+            folder = self.latents_dir(one)
+            own = {
+                latents_path(self.reference, folder): asked + of_class,
+                folder / _PLAIN_NAME: of_class if self.real else 0,
+            }
+            missing += [num for path, num in own.items() if not path.exists()]
         return sum(missing)
 
     def latents_dir(self, one: Given) -> Path:

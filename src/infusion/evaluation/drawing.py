@@ -1,6 +1,7 @@
 """A model, prompts and seeds -> latents and images, as tensors and as PIL."""
 
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,23 @@ from infusion.base.latents import decode_latents
 from infusion.evaluation.plans import Plan
 from infusion.generation.pipeline import sample_prompts
 from infusion.generation.sampling import few_step_scheduler
+
+
+class Asked(NamedTuple):
+    """Texts to draw, and the seeds of every text alike, or a list for each text."""
+
+    texts: Sequence[str]
+    seeds: Sequence[int] | Sequence[Sequence[int]]
+
+    def facts(self, plan: Plan) -> dict[str, Any]:
+        """What latents depend on, beside the model."""
+        drawing = plan.drawing
+        return {
+            "texts": list(self.texts),
+            "seeds": list(self.seeds),
+            "num_inference_steps": drawing.num_inference_steps,
+            "guidance_scale": drawing.guidance_scale,
+        }
 
 
 def draw(

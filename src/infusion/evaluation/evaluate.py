@@ -5,23 +5,23 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infusion import metrics
 from infusion.base import Base
 from infusion.base.customization import Named
-from infusion.evaluation.drawing import decoded, draw
+from infusion.evaluation.drawing import Asked, decoded, draw
 from infusion.evaluation.reference import Reference
-from infusion.files import whole_file
 from infusion.intervals import Figure
 from infusion.metrics import Evidence, Images, Nearest, Predictions, alignment, copies, facts, identity, wasserstein
 from infusion.metrics.catalogue import BY_NAME, METRICS
 from infusion.metrics.metric import measure
+from infusion.store import Store
 
-LATENTS_NAME = "latents.safetensors"
+_LATENTS = "latents"
 
 
 @dataclass(frozen=True)
@@ -53,24 +53,38 @@ def drawn_with(reference: Reference, adapter: Named, folder: Path | None = None,
     """Everything that an adapter is asked to draw.
 
     Args:
-        folder: where the latents are kept, and taken from where they are there already.
-        base: what the adapter is laid on, where that is not the reference's: a model that another tool customized.
+        folder: where the latents are kept, and taken from where they are there already: one for each adapter.
+        base: what the adapter is applied to, where that is not the reference's: a model that another tool customized.
     """
-    base, plan, name = base or reference.base, reference.plan, f"<{adapter.concept_name}>"
-    path = folder / LATENTS_NAME if folder else None
-    if path is None or not path.exists():
+    base, plan, report = base or reference.base, reference.plan, reference.report
+    prompts, of_class = _asked_with(reference, f"<{adapter.concept_name}>")
+
+    def make() -> dict[str, Tensor]:
         started = time.process_time()
-        latents = draw(base, plan, reference.texts(name), reference.own_seeds, [adapter], reference.report)
+        latents = draw(base, plan, *prompts, [adapter], report)
         seconds = torch.tensor((time.process_time() - started) / len(latents))
-        of_class = draw(base, plan, [reference.class_text], reference.class_seeds, [adapter], reference.report)
-        tensors = {"images": latents.contiguous(), "class_images": of_class.contiguous(), "seconds": seconds}
-        if path:
-            with whole_file(path) as temporary:
-                save_file(tensors, temporary)
-    if path:
-        tensors = load_file(path)
+        class_latents = draw(base, plan, *of_class, [adapter], report)
+        return {"images": latents, "class_images": class_latents, "seconds": seconds}
+
+    tensors = Store(folder).get(_LATENTS, _facts_with(reference), make)
     images, class_images = (decoded(base, tensors[key]) for key in ("images", "class_images"))
     return Drawn(images, class_images, tensors["seconds"].item())
+
+
+def latents_path(reference: Reference, folder: Path) -> Path:
+    """Where `drawn_with` keeps what an adapter drew."""
+    return Store(folder).path(_LATENTS, _facts_with(reference))
+
+
+def _asked_with(reference: Reference, words: str) -> tuple[Asked, Asked]:
+    """The prompts, with words in the concept's place, and the plain class noun."""
+    prompts = Asked(reference.texts(words), reference.own_seeds)
+    return prompts, Asked([reference.class_text], reference.class_seeds)
+
+
+def _facts_with(reference: Reference) -> list[Any]:
+    """What latents depend on beside the adapter, for which its folder stands: also for how it is named."""
+    return [asked.facts(reference.plan) for asked in _asked_with(reference, "<>")]
 
 
 @dataclass(frozen=True)

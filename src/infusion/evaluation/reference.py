@@ -6,18 +6,17 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infusion import metrics
 from infusion.base import Base, Conditioning
 from infusion.base.prompts import class_prompt
-from infusion.evaluation.drawing import decoded, draw
+from infusion.evaluation.drawing import Asked, decoded, draw
 from infusion.evaluation.evaluators import Evaluators
 from infusion.evaluation.plans import Plan
-from infusion.files import whole_file
 from infusion.metrics import Images, Probe
 from infusion.metrics.wasserstein import Features, distances
+from infusion.store import Store
 
 _NULL_SEEDS = 1000  # or as many as images, where they are more; sets that are not compared may share seeds
 _CLASS_SEEDS = 2000
@@ -62,7 +61,7 @@ class Reference:
         self.plan = plan
         self.evaluators = evaluators
         self.report = report
-        self.folder = folder
+        self.store = Store(folder)
         self.first_seed = first_seed
         self.shared_noise = shared_noise
         self._seen: dict[int, Images] = {}
@@ -85,20 +84,36 @@ class Reference:
     def class_text(self) -> str:
         return class_prompt(self.class_noun)
 
+    @property
+    def asked(self) -> dict[str, Asked]:
+        """What the base draws, by the names it is kept under; "s1" to "s3" are of the probes.
+
+        null_images: the same prompts with other seeds: what finite samples alone make of every distance.
+        """
+        drawing, nouns = self.plan.drawing, self.texts(self.class_noun)
+        null = self.first_seed + max(_NULL_SEEDS, len(self.plan.prompt_of))
+        probes = {"s1": self.plan.unrelated, "s2": self.plan.siblings, "s3": nouns}
+        return {
+            "images": Asked(nouns, self.own_seeds),
+            "null_images": Asked(nouns, self.seeds(null, drawing.num_seeds, len(nouns))),
+            "class_images": Asked([self.class_text], self.class_seeds),
+            **{
+                name: Asked(texts, self.seeds(0, drawing.latents_per_prompt, len(texts)))
+                for name, texts in probes.items()
+            },
+        }
+
     @cached_property
     def images(self) -> Tensor:
-        return self._drawn("images", self.texts(self.class_noun), self.own_seeds)
+        return self._drawn("images")
 
     @cached_property
     def null_images(self) -> Tensor:
-        """The same prompts with other seeds: what finite samples alone make of every distance."""
-        first = self.first_seed + max(_NULL_SEEDS, len(self.plan.prompt_of))
-        seeds = self.seeds(first, self.plan.drawing.num_seeds, len(self.plan.prompts))
-        return self._drawn("null_images", self.texts(self.class_noun), seeds)
+        return self._drawn("null_images")
 
     @cached_property
     def class_images(self) -> Tensor:
-        return self._drawn("class_images", [self.class_text], self.class_seeds)
+        return self._drawn("class_images")
 
     @property
     def class_seeds(self) -> range:
@@ -106,8 +121,7 @@ class Reference:
 
     def prior_latents(self, num: int) -> Tensor:
         """Images of the class for prior preservation, of seeds that nothing is measured on."""
-        seeds = range(_PRIOR_SEEDS, _PRIOR_SEEDS + num)
-        return self._kept(f"prior_latents_{num}", lambda: draw(self.base, self.plan, [self.class_text], seeds))
+        return self._latents("prior_latents", Asked([self.class_text], range(_PRIOR_SEEDS, _PRIOR_SEEDS + num)), None)
 
     def seen(self, images: Tensor) -> Images:
         """Images, and where the evaluators see the subject in them; the base's own are looked at once for everyone."""
@@ -129,34 +143,25 @@ class Reference:
         """What Wasserstein distances are taken between."""
         return Features.of(self.seen(images), self.evaluators.clip)
 
-    def _drawn(self, name: str, texts: Sequence[str], seeds: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
-        latents = self._kept(name, lambda: draw(self.base, self.plan, texts, seeds, report=self.report))
-        images = decoded(self.base, latents)
+    def kept_path(self, name: str) -> Path:
+        """Where something of `asked` is kept."""
+        return self.store.path(name, self.asked[name].facts(self.plan))
+
+    def _drawn(self, name: str) -> Tensor:
+        images = decoded(self.base, self._latents(name, self.asked[name], self.report))
         self._seen[id(images)] = self.seen(images)
         return images
 
-    def kept_path(self, name: str) -> Path:
-        """Where something drawn is kept."""
-        assert self.folder is not None
-        return self.folder / f"{name}.safetensors"
+    def _latents(self, kind: str, asked: Asked, report: Callable[[int], None] | None) -> Tensor:
+        def make() -> dict[str, Tensor]:
+            return {"latents": draw(self.base, self.plan, *asked, report=report)}
 
-    def _kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """What `make` makes, or made before."""
-        if self.folder is None:
-            return make()
-        path = self.kept_path(name)
-        if not path.exists():
-            tensor = make()
-            with whole_file(path) as temporary:
-                save_file({name: tensor.contiguous()}, temporary)
-        return load_file(path)[name]
+        return self.store.get(kind, asked.facts(self.plan), make)["latents"]
 
     @cached_property
     def probes(self) -> dict[str, Probed]:
         """S1 unrelated prompts, S2 sibling classes, S3 the class noun, S4 the class noun where the concept will be."""
-        nouns = tuple(self.texts(self.class_noun))
-        asked = {"s1": self.plan.unrelated, "s2": self.plan.siblings, "s3": nouns}
-        probes = {name: self._probed(name, texts) for name, texts in asked.items()}
+        probes = {name: self._probed(name) for name in ("s1", "s2", "s3")}
         third = probes["s3"]
         drawn = decoded(self.base, third.probe.latents)
         masks = self.evaluators.foreground(self.base, drawn, self.class_noun)
@@ -166,24 +171,23 @@ class Reference:
         probes["s4"] = Probed(outside, third.texts, third.eps_0, third.eps_empty, third.timesteps)
         return probes
 
-    def _probed(self, name: str, texts: tuple[str, ...]) -> Probed:
-        num, steps = self.plan.drawing.latents_per_prompt, self.plan.drawing.num_timesteps
-        seeds = self.seeds(0, num, len(texts))
-        latents = self._kept(name, lambda: draw(self.base, self.plan, texts, seeds, report=self.report))
+    def _probed(self, name: str) -> Probed:
+        asked, num, steps = self.asked[name], self.plan.drawing.latents_per_prompt, self.plan.drawing.num_timesteps
+        latents, texts = self._latents(name, asked, self.report), tuple(asked.texts)
         probe = Probe(latents, torch.arange(len(texts)).repeat_interleave(num))
-        conditioning, schedule = self.conditioning(texts, {}), self.base.noise_schedule
-        empty = self.base.encode([""]).rows([0] * len(conditioning))
+        schedule = self.base.noise_schedule
 
-        def predicted(prompted: Conditioning) -> Tensor:
-            return metrics.eps_predictions(self.base, schedule, probe, prompted, steps)
+        def predictions() -> dict[str, Tensor]:
+            prompted = self.conditioning(texts, {})
+            empty = self.base.encode([""]).rows([0] * len(prompted))
+            return {
+                kind: metrics.eps_predictions(self.base, schedule, probe, conditioning, steps)
+                for kind, conditioning in (("prompted", prompted), ("empty", empty))
+            }
 
-        return Probed(
-            probe,
-            texts,
-            self._kept(f"{name}_eps", lambda: predicted(conditioning)),
-            self._kept(f"{name}_eps_empty", lambda: predicted(empty)),
-            metrics.stratified_timesteps(schedule, probe, steps, seed=0),
-        )
+        eps = self.store.get(f"{name}_eps", {**asked.facts(self.plan), "num_timesteps": steps}, predictions)
+        timesteps = metrics.stratified_timesteps(schedule, probe, steps, seed=0)
+        return Probed(probe, texts, eps["prompted"], eps["empty"], timesteps)
 
     def conditioning(self, texts: Sequence[str], words: Mapping[str, str], base: Base | None = None) -> Conditioning:
         """The conditioning of a probe's latents, by `base` or another model: each text as often as it has latents."""
