@@ -53,7 +53,7 @@ class Plan:
 
     @property
     def prompt_of(self) -> np.ndarray:
-        """[N] number of the prompt of every picture: for each prompt, one picture per seed."""
+        """[N] number of the prompt of every image: for each prompt, one image per seed."""
         return np.repeat(np.arange(len(self.prompts)), self.drawing.num_seeds)
 
 
@@ -110,7 +110,7 @@ def plan_for(
 
     Args:
         toybox: whether the base is the embedded one: it draws in fewer steps and knows fewer nouns.
-        quick: half the prompts and an eighth of the pictures; intervals become wide.
+        quick: half the prompts and an eighth of the images; intervals become wide.
         prompts: in the place of `PROMPTS`.
     """
     drawing = Drawing() if toybox else _DRAWN_ELSEWHERE

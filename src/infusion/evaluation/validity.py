@@ -33,7 +33,7 @@ def null_ranks(reference: Reference) -> dict[str, float]:
 
 
 def _split(num_seeds: int, prompt_of: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of two pooled draws of N pictures, the 2 S seeds of both dealt at random into halves."""
+    """Rows of two pooled draws of N images, the 2 S seeds of both dealt at random into halves."""
     num_prompts = len(prompt_of) // num_seeds
     row_of = np.arange(2 * len(prompt_of)).reshape(2, num_prompts, num_seeds)
     by_seed = row_of.transpose(0, 2, 1).reshape(2 * num_seeds, num_prompts)  # [2 S, P]

@@ -54,7 +54,7 @@ def gaussian_w2(x: Rows, y: Rows, dims: int | None = 64) -> float:
 
 
 def _principal_axes(x: np.ndarray, dims: int) -> np.ndarray:
-    """[D, dims], or as many as N pictures span."""
+    """[D, dims], or as many as N images span."""
     centred = x - x.mean(axis=0)
     return np.linalg.svd(centred, full_matrices=False)[2][: max(1, min(dims, len(x) - 1))].T
 
