@@ -22,9 +22,11 @@ import torch
 
 from infusion.auditing.answers import Audited, answers
 from infusion.base import load_base
-from infusion.benchmark.run import Individual, concept_of, witnesses_of
-from infusion.evaluation.evaluate import ConceptPictures, Drawn, Reference, draw, evaluate, pictures, to_tensor
+from infusion.benchmark.run import Individual, concept_of, evaluators_of
+from infusion.evaluation.drawing import decoded, draw, to_tensor
+from infusion.evaluation.evaluate import ConceptImages, Drawn, evaluate
 from infusion.evaluation.plans import plan_for
+from infusion.evaluation.reference import Reference
 from infusion.files import whole_file
 from infusion.intervals import share
 from infusion.terminal import no_loading_bars
@@ -50,16 +52,16 @@ def repeat(number: int, folder: Path) -> dict[str, Any]:
     base.freeze()
     plan = plan_for(class_noun, toybox=True, quick=False)
     way = hashlib.sha256(f"{base.digest()} {plan}".encode()).hexdigest()[:16]
-    reference = Reference(base, class_noun, plan, witnesses_of("b"), folder=folder / f"{class_noun}-{way}")
+    reference = Reference(base, class_noun, plan, evaluators_of("b"), folder=folder / f"{class_noun}-{way}")
     first = SEEDS_APART * (number + 1)
     seeds = reference.seeds(first, plan.drawing.num_seeds, len(plan.prompts))
     of_class = range(first + 1000, first + 1000 + plan.drawing.num_class_pictures)
     drawn = Drawn(
-        pictures(base, draw(base, plan, reference.texts(class_noun), seeds)),
-        pictures(base, draw(base, plan, [reference.class_text], of_class)),
+        decoded(base, draw(base, plan, reference.texts(class_noun), seeds)),
+        decoded(base, draw(base, plan, [reference.class_text], of_class)),
     )
     training = list(concept_of(Individual(FIRST_INDIVIDUAL + number, class_noun)).images)
-    real = ConceptPictures(to_tensor(training))
+    real = ConceptImages(to_tensor(training))
     found = Audited(
         name=f"base {number}",
         about={"concept_name": "base", "class_noun": class_noun, "words": class_noun, "method": "none"},
@@ -73,7 +75,7 @@ def repeat(number: int, folder: Path) -> dict[str, Any]:
         nulls=reference.nulls,
         recalled=None,
         training=training,
-        witnesses={"clip": "toybox-b", "encoder": "toybox-b", "judges": "b"},
+        evaluators={"clip": "toybox-b", "encoder": "toybox-b", "judges": "b"},
         seconds=0.0,
     )
     told = {answer.question: answer.word for answer in answers(found)}

@@ -19,9 +19,13 @@ from typing import Any
 import torch
 
 from infusion.benchmark.run import Individual, Row, Specification, Workshop, load_specification, real_pictures, trained
-from infusion.evaluation.evaluate import Drawn, Reference, draw, learnt, pictures, prompts_kept
+from infusion.evaluation.drawing import decoded, draw
+from infusion.evaluation.evaluate import Drawn, gather
+from infusion.evaluation.reference import Reference
 from infusion.files import whole_file
 from infusion.intervals import mean
+from infusion.metrics.catalogue import METRICS
+from infusion.metrics.metric import measure
 from infusion.terminal import no_loading_bars
 
 FIRST_INDIVIDUAL = 45_200
@@ -39,22 +43,21 @@ def measured(shop: Workshop, row: Row, individual: Individual, shares: Sequence[
     adapter, _ = trained(shop, row, individual)
     plan = shop.spec.plan_for(individual.class_noun)
     first_seed = (individual.seed - FIRST_INDIVIDUAL) * len(plan.prompts)
-    reference = Reference(shop.base, individual.class_noun, plan, shop.witnesses, first_seed=first_seed)
+    reference = Reference(shop.base, individual.class_noun, plan, shop.evaluators, first_seed=first_seed)
     texts = reference.texts(f"<{adapter.concept_name}>")
     images = {
-        f"{share:g}": pictures(
-            shop.base, draw(shop.base, plan, texts, reference.own_seeds, [adapter], lock_until=share)
-        )
+        f"{share:g}": decoded(shop.base, draw(shop.base, plan, texts, reference.own_seeds, [adapter], lock_until=share))
         for share in shares
     }
     images[BASE] = reference.images
     real, found = real_pictures(individual, plan), {}
     for name, some in images.items():
-        identity, _ = learnt(reference, real, Drawn(some, reference.class_images))
+        evidence = gather(reference, real, Drawn(some, reference.class_images))
+        measures = measure(evidence, {name: METRICS[name] for name in ("facts", "identity")})
         found[name] = {
             "pixels": (some - images[EXACT]).abs().mean().item(),
-            "facts": prompts_kept(reference, some)[0]["facts"].value,
-            "identity": identity["identity"].value,
+            "facts": measures["facts"].value,
+            "identity": measures["identity"].value,
         }
     return {"individual": individual.seed, "class_noun": individual.class_noun, "measured": found}
 

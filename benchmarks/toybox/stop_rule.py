@@ -33,11 +33,13 @@ from infusion.benchmark.run import (
     load_specification,
     real_pictures,
 )
-from infusion.evaluation.evaluate import drawn_with, learnt, prompts_kept
+from infusion.evaluation.evaluate import drawn_with, gather
 from infusion.files import whole_file
 from infusion.intervals import mean
 from infusion.methods.adapter import Adapter
+from infusion.metrics.catalogue import METRICS
 from infusion.metrics.encoders import load_clip, load_image_encoder
+from infusion.metrics.metric import measure
 from infusion.terminal import no_loading_bars
 from infusion.training.loop import train
 from infusion.training.stopping import EVERY, PATIENCE, PROMPTS, Check, Kept, SelfCheck, choose
@@ -62,8 +64,9 @@ def judged(shop: Workshop, adapter: Adapter, individual: Individual) -> dict[str
     """Identity, facts and their harmonic mean, by the judges b."""
     reference = shop.reference(individual.class_noun)
     drawn = drawn_with(reference, adapter)
-    facts = prompts_kept(reference, drawn.images)[0]["facts"].value
-    identity = learnt(reference, real_pictures(individual, reference.plan), drawn)[0]["identity"].value
+    evidence = gather(reference, real_pictures(individual, reference.plan), drawn)
+    found = measure(evidence, {name: METRICS[name] for name in ("facts", "identity")})
+    facts, identity = found["facts"].value, found["identity"].value
     shares = max(0.0, min(1.0, identity)), facts
     return {"identity": identity, "facts": facts, "score": 2 * shares[0] * shares[1] / max(sum(shares), 1e-9)}
 

@@ -21,8 +21,8 @@ import torch
 from scipy.stats import kstest, spearmanr
 
 from infusion.base import load_base
-from infusion.benchmark.run import load_specification, witnesses_of
-from infusion.evaluation.evaluate import Reference
+from infusion.benchmark.run import evaluators_of, load_specification
+from infusion.evaluation.reference import Reference
 from infusion.evaluation.validity import null_ranks
 from infusion.files import whole_file
 from infusion.intervals import Figure, mean
@@ -86,13 +86,13 @@ def not_measured(name: str, why: str) -> dict[str, Any]:
 def independent_ranks(folder: Path) -> list[dict[str, float]]:
     """For every class, `null_ranks` of two draws that share no seed with those of another class."""
     spec = load_specification(folder / "benchmark.toml")
-    base, witnesses = load_base(spec.base), witnesses_of(spec.judges)
+    base, evaluators = load_base(spec.base), evaluators_of(spec.judges)
     plan = replace(spec.plan, prompts=spec.plan.prompts[:_NUM_PROMPTS])
     found = []
     for number, noun in enumerate(dict.fromkeys(one.class_noun for one in spec.individuals), start=1):
         kept = folder / "work" / f"null-{noun.replace(' ', '-')}"
         reference = Reference(
-            base, noun, plan, witnesses, folder=kept, first_seed=_SEEDS_APART * number, shared_noise=True
+            base, noun, plan, evaluators, folder=kept, first_seed=_SEEDS_APART * number, shared_noise=True
         )
         found.append(null_ranks(reference))
         print(f"two draws of {noun}: {found[-1]}", flush=True)

@@ -13,7 +13,8 @@ from PIL import Image, ImageStat
 
 from infusion.auditing.answers import Audited, Curve, Plain, to_json
 from infusion.auditing.page import render_audit, render_audits, unique_names, write_audit
-from infusion.evaluation.evaluate import Drawing, Drawn, Evaluation, Plan, Wanted
+from infusion.evaluation.evaluate import Drawn, Evaluation
+from infusion.evaluation.plans import Drawing, Plan, Wanted
 from infusion.intervals import Figure
 from infusion.metrics import Nearest, recalled
 from infusion.metrics.catalogue import NOTES
@@ -82,7 +83,7 @@ def evaluated(
         recalled=Plain(images, recalled(images, images[[0, 3]])) if pictures else None,
         nulls={"w2_background": 0.25, "w2_layout": 0.25, "w2_style": 0.25},
         training=[Image.new("RGB", (8, 8), "red")] * 2 if pictures else [],
-        witnesses={"clip": "toybox-b", "encoder": "toybox-b", "judges": "b"},
+        evaluators={"clip": "toybox-b", "encoder": "toybox-b", "judges": "b"},
         seconds=61.0,
     )
 

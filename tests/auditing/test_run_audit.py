@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_evaluate import PLAN, witnesses  # noqa: F401 (a fixture)
+from test_evaluate import PLAN, evaluators  # noqa: F401 (a fixture)
 
 from infusion.auditing.answers import to_json
 from infusion.auditing.run import Audit, by_step, given, opened
@@ -63,9 +63,9 @@ def test_what_was_drawn_counts_only_for_the_same_files_words_and_strength(tmp_pa
 
 
 @pytest.mark.slow
-def test_everything_is_drawn_once_and_a_noun_never_becomes_a_path(base, adapter, tmp_path, witnesses):  # noqa: F811
+def test_everything_is_drawn_once_and_a_noun_never_becomes_a_path(base, adapter, tmp_path, evaluators):  # noqa: F811
     save_adapter(adapter, tmp_path / "my-cat.safetensors", base)
-    shared = Audit(base, "../../p cat", PLAN, witnesses, {"judges": None}, (), tmp_path / "work")
+    shared = Audit(base, "../../p cat", PLAN, evaluators, {"judges": None}, (), tmp_path / "work")
     one = given(tmp_path / "my-cat.safetensors")
     drawn: list[int] = []
     shared.reference.report = drawn.append

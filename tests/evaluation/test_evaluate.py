@@ -1,7 +1,6 @@
 """What is measured of a model: laws on a tiny base, and the defaults of what is drawn and asked."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,23 +9,15 @@ import torch
 from infusion.base.customization import Strengthened
 from infusion.errors import UserError
 from infusion.evaluation import evaluate as evaluation
-from infusion.evaluation.evaluate import (
-    ConceptPictures,
-    Drawing,
-    Drawn,
-    Features,
-    Plan,
-    Reference,
-    Wanted,
-    Witnesses,
-    chances,
-    drawn_with,
-    evaluate,
-    to_tensor,
-)
-from infusion.evaluation.plans import PROMPTS, plan_for, read_prompts, siblings_of
-from infusion.metrics import FACTS
+from infusion.evaluation import reference as references
+from infusion.evaluation.drawing import to_tensor
+from infusion.evaluation.evaluate import ConceptImages, Drawn, drawn_with, evaluate
+from infusion.evaluation.evaluators import Evaluators
+from infusion.evaluation.plans import PROMPTS, Drawing, Plan, Wanted, plan_for, read_prompts, siblings_of
+from infusion.evaluation.reference import Reference
+from infusion.metrics import FACTS, Alignment
 from infusion.metrics.encoders import load_clip, load_image_encoder
+from infusion.metrics.wasserstein import Features, chances
 from infusion.toybox.scene import CLASSES
 
 PLAN = Plan(
@@ -38,8 +29,8 @@ PLAN = Plan(
 
 
 @pytest.fixture(scope="module")
-def witnesses():
-    return Witnesses(load_clip("toybox-b"), load_image_encoder("toybox-b"))
+def evaluators():
+    return Evaluators(load_clip("toybox-b"), load_image_encoder("toybox-b"))
 
 
 @pytest.fixture
@@ -48,13 +39,13 @@ def drawn():
 
 
 @pytest.fixture
-def reference(base, witnesses, drawn):
-    return Reference(base, "cat", PLAN, witnesses, drawn.append)
+def reference(base, evaluators, drawn):
+    return Reference(base, "cat", PLAN, evaluators, drawn.append)
 
 
 @pytest.fixture
 def real(concept):
-    return ConceptPictures(to_tensor(concept.images))
+    return ConceptImages(to_tensor(concept.images))
 
 
 def values(found):
@@ -88,28 +79,28 @@ def test_every_picture_drawn_is_reported(reference, adapter, real, drawn):
     assert sum(drawn) == 3 * 6 + 2 * 4 + 7
 
 
-def test_every_picture_begins_with_a_noise_of_its_own_unless_it_is_shared(base, witnesses):
+def test_every_picture_begins_with_a_noise_of_its_own_unless_it_is_shared(base, evaluators):
     twice = replace(PLAN, prompts=PLAN.prompts[:1] * 2)
-    first, second = Reference(base, "cat", twice, witnesses).images.split(2)
+    first, second = Reference(base, "cat", twice, evaluators).images.split(2)
     assert not torch.equal(first, second)
-    first, second = Reference(base, "cat", twice, witnesses, shared_noise=True).images.split(2)
+    first, second = Reference(base, "cat", twice, evaluators, shared_noise=True).images.split(2)
     assert torch.equal(first, second)
 
 
-def test_no_seed_is_drawn_with_twice_however_many_there_are(base, witnesses, monkeypatch):
+def test_no_seed_is_drawn_with_twice_however_many_there_are(base, evaluators, monkeypatch):
     seen = []
-    monkeypatch.setattr(evaluation, "draw", lambda base, plan, texts, seeds, **_: seen.extend(seeds) or torch.zeros(0))
-    monkeypatch.setattr(evaluation, "pictures", lambda base, latents: latents)
-    many = Reference(base, "cat", replace(PLAN, drawing=replace(PLAN.drawing, num_seeds=700)), witnesses)
+    monkeypatch.setattr(references, "draw", lambda base, plan, texts, seeds, **_: seen.extend(seeds) or torch.zeros(0))
+    monkeypatch.setattr(references, "decoded", lambda base, latents: latents)
+    many = Reference(base, "cat", replace(PLAN, drawing=replace(PLAN.drawing, num_seeds=700)), evaluators)
     assert len(many.images) == len(many.null_images) == 0
     assert len({seed for seeds in seen for seed in seeds}) == 2 * 3 * 700
 
 
 @pytest.mark.slow
-def test_a_concept_that_is_off_draws_the_bases_own_pictures(base, witnesses, adapter):
+def test_a_concept_that_is_off_draws_the_bases_own_pictures(base, evaluators, adapter):
     """The same noises, picture by picture; what is told from chance is held against others."""
     plan = replace(PLAN, drawing=replace(PLAN.drawing, num_seeds=3))
-    reference = Reference(base, "cat", plan, witnesses)
+    reference = Reference(base, "cat", plan, evaluators)
     off = drawn_with(reference, Strengthened(adapter, 0.0))
     assert torch.equal(off.images, reference.images) and not torch.equal(off.images, reference.null_images)
     own, base = (evaluate(reference, None, None, drawn) for drawn in (off, None))
@@ -125,11 +116,39 @@ def test_layouts_are_compared_where_a_subject_is_found():
         layout = np.where(rng.random((48, 1)) < found, rng.normal(size=(48, 4)), np.nan)
         return Features(rows, rows, layout, rows)
 
-    reference = SimpleNamespace(plan=plan, null_features=features(1.0))
-    assert [chances(reference, features(0.4))["w2_layout"] > 0.01 for _ in range(10)].count(True) >= 9
-    assert chances(reference, features(0.0)).keys() == {"w2_background", "w2_style"}
+    null, prompt_of = features(1.0), plan.prompt_of
+    assert [chances(null, features(0.4), prompt_of)["w2_layout"] > 0.01 for _ in range(10)].count(True) >= 9
+    assert chances(null, features(0.0), prompt_of).keys() == {"w2_background", "w2_style"}
     far = features(0.6)
-    assert chances(reference, replace(far, layout=far.layout + 3))["w2_layout"] == 1 / 400
+    assert chances(null, replace(far, layout=far.layout + 3), prompt_of)["w2_layout"] == 1 / 400
+
+
+class Counting:
+    """An encoder, and how many images it has looked at."""
+
+    def __init__(self, encoder):
+        self.encoder = encoder
+        self.num = 0
+
+    def encode_images(self, images):
+        self.num += len(images)
+        return self.encoder.encode_images(images)
+
+    def encode_texts(self, texts):
+        return self.encoder.encode_texts(texts)
+
+
+def test_every_image_is_looked_at_once_by_every_encoder(base, evaluators, adapter, real):
+    clip, encoder = Counting(evaluators.clip), Counting(evaluators.encoder)
+    reference = Reference(base, "cat", PLAN, Evaluators(clip, encoder))
+    evaluate(reference, adapter, real)
+    asked, of_class, training = 6, 4, 3
+    backgrounds, of_other_seeds = 2 * asked, 2 * asked
+    assert encoder.num == 2 * asked + 2 * of_class + training
+    assert clip.num == 2 * asked + backgrounds + of_other_seeds + 2 * of_class + training
+    before = clip.num
+    evaluate(reference, None, real)
+    assert clip.num == before + training, "the base's own images were looked at already"
 
 
 def test_copies_are_found(reference, real):
@@ -139,13 +158,13 @@ def test_copies_are_found(reference, real):
 
 
 def test_a_training_picture_that_is_there_twice_hides_no_copies(reference, real):
-    twice = ConceptPictures(torch.cat([real.training, real.training[:1]]))
+    twice = ConceptImages(torch.cat([real.training, real.training[:1]]))
     copies = real.training[torch.arange(6) % 3]
     assert values(evaluate(reference, None, twice, Drawn(copies, reference.class_images)))["copied"] == 1
 
 
 def test_identity_is_left_out_where_floor_and_ceiling_are_one(reference, real):
-    alike = ConceptPictures(real.training, elsewhere=reference.images)
+    alike = ConceptImages(real.training, elsewhere=reference.images)
     found = evaluate(reference, None, alike)
     assert not {"identity", "class_leak"} & found.measures.keys() and "image_alignment" in found.measures
 
@@ -157,10 +176,10 @@ def test_latents_are_kept_and_taken_again(reference, adapter, tmp_path, monkeypa
     assert torch.equal(first.images, again.images) and first.seconds_per_image == again.seconds_per_image
 
 
-def test_the_scale_of_identity_is_that_of_other_real_pictures_where_there_are_some(witnesses, real):
+def test_the_scale_of_identity_is_that_of_other_real_pictures_where_there_are_some(evaluators, real):
     noise = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    alone = real.scale(witnesses.encoder, noise)
-    given = replace(real, elsewhere=real.training).scale(witnesses.encoder, noise)
+    training, other = (evaluators.encoder.encode_images(some) for some in (real.training, noise))
+    alone, given = Alignment.measured(training, other), Alignment.measured(training, other, training)
     assert given.ceiling > alone.ceiling > alone.floor == pytest.approx(given.floor)
 
 

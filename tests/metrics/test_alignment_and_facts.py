@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from infusion.errors import UserError
-from infusion.metrics.alignment import Alignment, image_alignment, nearest_reference, text_alignment
+from infusion.metrics import Alignment, image_alignment, nearest_reference, text_alignment
 from infusion.metrics.encoders import load_clip, load_image_encoder
 from infusion.metrics.facts import FACTS, Satisfaction, both_present, satisfied_facts, subject_masks, two_of
 from infusion.toybox.judges import load_judges
@@ -61,7 +61,10 @@ def twins():
 def test_a_picture_is_aligned_with_its_own_text(photos):
     clip = load_clip("toybox-a")
     right = ["a fish in a meadow", "a fish in front of a brick wall", "a fish in the snow", "a fish on a beach"]
-    aligned, crossed = (text_alignment(clip, photos[0], texts) for texts in (right, right[2:] + right[:2]))
+    aligned, crossed = (
+        text_alignment(clip.encode_images(photos[0]), clip.encode_texts(texts))
+        for texts in (right, right[2:] + right[:2])
+    )
     assert aligned.shape == (4,) and aligned.abs().max() <= 1
     assert (aligned > crossed).all()
     image, text = clip.encode_images(photos[0][1:2])[0], clip.encode_texts(right[1:2])[0]
@@ -70,24 +73,24 @@ def test_a_picture_is_aligned_with_its_own_text(photos):
 
 @pytest.mark.parametrize("load", [load_clip, load_image_encoder])
 def test_pictures_are_aligned_with_references(load, photos):
-    encoder = load("toybox-b")
-    references = photos[0][:2]
-    found = image_alignment(encoder, photos[0], references)
-    each = torch.stack([image_alignment(encoder, photos[0], one[None]) for one in references], dim=1)
+    images = load("toybox-b").encode_images(photos[0])
+    references = images[:2]
+    found = image_alignment(images, references)
+    each = torch.stack([image_alignment(images, one[None]) for one in references], dim=1)
     assert each.shape == (4, 2)
     torch.testing.assert_close(found, each.mean(dim=1))
     torch.testing.assert_close(each.diagonal(), torch.ones(2))
-    closest = nearest_reference(encoder, photos[0], references)
+    closest = nearest_reference(images, references)
     torch.testing.assert_close(closest.cosine, each.amax(dim=1))
     assert closest.reference[:2].tolist() == [0, 1]
 
 
 def test_a_scale_reaches_from_the_class_to_the_concept(photos):
     encoder = load_image_encoder("toybox-a")
-    concept, other = photos
-    scale = Alignment.measured(encoder, concept[:2], other, concept[2:])
+    concept, other = (encoder.encode_images(some) for some in photos)
+    scale = Alignment.measured(concept[:2], other, concept[2:])
     assert scale.floor < scale.ceiling < 1
-    floor, ceiling = (image_alignment(encoder, some, concept[:2]).mean().item() for some in (other, concept[2:]))
+    floor, ceiling = (image_alignment(some, concept[:2]).mean().item() for some in (other, concept[2:]))
     assert (scale.floor, scale.ceiling) == pytest.approx((floor, ceiling))
     with pytest.raises(UserError, match="no more like"):
         Alignment(0.6, 0.6)

@@ -8,8 +8,8 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from infusion.intervals import jackknife
-from infusion.metrics.encoders import load_clip
-from infusion.metrics.wasserstein import (
+from infusion.metrics import (
+    STYLE_SENTENCES,
     collapse_ratio,
     exact_w2,
     gaussian_w2,
@@ -20,6 +20,7 @@ from infusion.metrics.wasserstein import (
     style_features,
     without_subject,
 )
+from infusion.metrics.encoders import load_clip
 from infusion.toybox.render import render
 from infusion.toybox.scene import BACKGROUNDS, concept_scene, individual
 
@@ -169,7 +170,10 @@ def test_styles_are_told_apart():
     who = individual(500_000, "cat")
     clip = load_clip("toybox-a")
     features = [
-        style_features(clip, render([concept_scene(who, n, BACKGROUNDS[n], style) for n in range(4)]).images)
+        style_features(
+            clip.encode_images(render([concept_scene(who, n, BACKGROUNDS[n], style) for n in range(4)]).images),
+            clip.encode_texts(STYLE_SENTENCES),
+        )
         for style in styles
     ]
     assert features[0].shape == (4, 4)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 import infusion
 from infusion.errors import UserError, nearest
-from infusion.evaluation.evaluate import Evaluation, Plan, mean_over_prompts
+from infusion.evaluation.evaluate import Evaluation
+from infusion.evaluation.plans import Plan
 from infusion.intervals import Figure, as_share, share
-from infusion.metrics import Recalled
+from infusion.metrics import Recalled, mean_over_prompts
 from infusion.metrics.catalogue import BY_NAME, ROUNDING, measure_of
 from infusion.training.stopping import Check
 
@@ -45,7 +46,7 @@ class Audited:
     "words" where prompts say these instead of a placeholder. own, untouched: measures of it, and of the base model with
     the class noun in its place, with the same prompts and seeds. nulls: what finite samples alone make of a distance.
     recalled: what it draws from the words for the subject alone; None without training: its real pictures, where they
-    were given. witnesses: who looked, by name.
+    were given. evaluators: who looked, by name.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Audited:
     nulls: Mapping[str, float]
     recalled: Plain | None
     training: Sequence[Image.Image]
-    witnesses: Mapping[str, str | None]
+    evaluators: Mapping[str, str | None]
     seconds: float
 
     @property
@@ -418,7 +419,7 @@ def _audit(found: Audited) -> dict[str, Any]:
         "num_pictures": len(found.training),
         "plan": asdict(found.plan),
         "seeds": list(range(len(found.plan.prompt_of))),
-        "witnesses": dict(found.witnesses),
+        "witnesses": dict(found.evaluators),
         "verdict": {one.axis: _verdict(found, one) for one in answers(found) if one.axis},
         "answers": [{"question": one.question, "answer": one.word, "sentence": one.sentence} for one in answers(found)],
         "measures": {name: _measured(found, name, figure) for name, figure in found.own.measures.items()},

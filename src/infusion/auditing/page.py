@@ -19,7 +19,7 @@ from torch import Tensor
 
 from infusion.auditing.answers import AXES, Audited, Curve, answers, axis_figure, format_figure, format_number, versions
 from infusion.base.prompts import class_prompt
-from infusion.evaluation.evaluate import as_image
+from infusion.evaluation.drawing import as_image
 from infusion.files import whole_file
 from infusion.intervals import Figure
 from infusion.metrics.catalogue import AGNOSTIC, BASE, NOTES, REFERENCE, ROUNDING, SPECIFIC, Measure, arrow, measure_of
@@ -227,7 +227,7 @@ def _shown(picture: Tensor) -> Image.Image:
 
 
 def _score(found: Audited) -> str:
-    followed = "the facts that judges see" if found.witnesses["judges"] else "text alignment"
+    followed = "the facts that judges see" if found.evaluators["judges"] else "text alignment"
     return f"the mean of identity and {followed}" if found.figure("identity") else followed
 
 
@@ -253,7 +253,7 @@ def _settings(found: Audited) -> dict[str, str]:
         **{f"method: {name}": value for name, value in found.about["settings"].items()},
         **{f"training: {name}": value for name, value in found.about["training"].items()},
         **{f"drawing: {name}": value for name, value in asdict(found.plan.drawing).items()},
-        **{f"witness: {name}": value or "none" for name, value in found.witnesses.items()},
+        **{f"evaluator: {name}": value or "none" for name, value in found.evaluators.items()},
         "unrelated prompts (S1)": "; ".join(found.plan.unrelated),
         "sibling prompts (S2)": "; ".join(found.plan.siblings),
         **{f"version: {name}": value for name, value in versions().items()},

@@ -19,22 +19,13 @@ from infusion.base import Base
 from infusion.base.customization import Named, Strengthened, Words
 from infusion.base.prompts import class_prompt
 from infusion.errors import UserError
-from infusion.evaluation.evaluate import (
-    LATENTS_NAME,
-    ConceptPictures,
-    Evaluation,
-    Plan,
-    Reference,
-    Witnesses,
-    draw,
-    drawn_with,
-    evaluate,
-    pictures,
-    to_tensor,
-)
+from infusion.evaluation.drawing import decoded, draw, to_tensor
+from infusion.evaluation.evaluate import ConceptImages, Evaluation, drawn_with, evaluate, latents_path
+from infusion.evaluation.evaluators import Evaluators
+from infusion.evaluation.plans import Plan
+from infusion.evaluation.reference import Reference
 from infusion.files import whole_file
 from infusion.foreign import ALL_OR_NOTHING, Found, customized, inspect
-from infusion.intervals import share
 from infusion.methods.adapter_file import load_adapter, read_adapter_file
 from infusion.metrics import recalled
 from infusion.training.stopping import Check, SelfCheck, choose
@@ -171,7 +162,7 @@ class Audit:
         base: Base,
         class_noun: str,
         plan: Plan,
-        witnesses: Witnesses,
+        evaluators: Evaluators,
         names: Mapping[str, str | None],
         training: Sequence[Image.Image],
         folder: Path,
@@ -181,8 +172,8 @@ class Audit:
         self.ground = _digest([infusion.__version__, _KEPT, base.digest(), str(base.device), asdict(plan)])
         self.folder = folder
         kept = folder / _digest([self.ground, class_noun])
-        self.reference = Reference(base, class_noun, plan, witnesses, folder=kept)
-        self.real = ConceptPictures(to_tensor(training)) if training else None
+        self.reference = Reference(base, class_noun, plan, evaluators, folder=kept)
+        self.real = ConceptImages(to_tensor(training)) if training else None
         self._untouched: Evaluation | None = None
 
     @property
@@ -201,8 +192,12 @@ class Audit:
         shared |= {name: num * len(texts) for name, texts in probes.items()}
         missing = [num for name, num in shared.items() if not self.reference.kept_path(name).exists()]
         for one in models:
-            own = {LATENTS_NAME: asked + of_class, _PLAIN_NAME: of_class if self.real else 0}
-            missing += [num for name, num in own.items() if not (self.latents_dir(one) / name).exists()]
+            folder = self.latents_dir(one)
+            own = {
+                latents_path(self.reference, folder): asked + of_class,
+                folder / _PLAIN_NAME: of_class if self.real else 0,
+            }
+            missing += [num for path, num in own.items() if not path.exists()]
         return sum(missing)
 
     def latents_dir(self, one: Given) -> Path:
@@ -224,10 +219,8 @@ class Audit:
         """All that is told of one customized model."""
         started = time.monotonic()
         drawn = drawn_with(self.reference, model.concept, self.latents_dir(one), model.base)
-        own = evaluate(self.reference, model.concept, self.real, drawn, model.base)
         plain = self._recalled(one, model)
-        if plain:
-            own.measures["recalled"] = share(plain.found.is_copy.tolist())
+        own = evaluate(self.reference, model.concept, self.real, drawn, model.base, plain and plain.images)
         base = self.reference.base
         return Audited(
             name=one.name,
@@ -242,7 +235,7 @@ class Audit:
             nulls=self.reference.nulls,
             recalled=plain,
             training=self.training,
-            witnesses=self.names,
+            evaluators=self.names,
             seconds=time.monotonic() - started,
         )
 
@@ -258,7 +251,7 @@ class Audit:
             latents = draw(base, unguided, texts, self.reference.class_seeds, [model.concept], report)
             with whole_file(path) as temporary:
                 save_file({"plain": latents.contiguous()}, temporary)
-        images = pictures(base, load_file(path)["plain"])
+        images = decoded(base, load_file(path)["plain"])
         return Plain(images, recalled(images, self.real.training))
 
 

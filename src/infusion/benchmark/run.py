@@ -29,23 +29,12 @@ from torch import Tensor
 from infusion.base import Base, load_base
 from infusion.concepts.concept import Concept
 from infusion.errors import UserError, all_at_once, nearest, noting
-from infusion.evaluation.evaluate import (
-    ConceptPictures,
-    Drawing,
-    Drawn,
-    Evaluation,
-    Plan,
-    Reference,
-    Wanted,
-    Witnesses,
-    as_image,
-    draw,
-    drawn_with,
-    evaluate,
-    pictures,
-    to_tensor,
-)
+from infusion.evaluation.drawing import as_image, decoded, draw, to_tensor
+from infusion.evaluation.evaluate import ConceptImages, Drawn, Evaluation, drawn_with, evaluate
+from infusion.evaluation.evaluators import Evaluators
 from infusion.evaluation.pairs import measure_pair
+from infusion.evaluation.plans import Drawing, Plan, Wanted
+from infusion.evaluation.reference import Reference
 from infusion.evaluation.validity import collapse_where_known, null_ranks
 from infusion.files import whole_file
 from infusion.methods import METHODS
@@ -428,12 +417,12 @@ def _alone(parent: int) -> None:
 
 @dataclass
 class Workshop:
-    """What a process keeps between results: the base, the witnesses, what the base draws of each class."""
+    """What a process keeps between results: the base, the evaluators, what the base draws of each class."""
 
     spec: Specification
     folder: Path
     base: Base
-    witnesses: Witnesses
+    evaluators: Evaluators
     ground: Ground
     references: dict[str, Reference] = field(default_factory=dict)
 
@@ -441,7 +430,7 @@ class Workshop:
     def of(cls, spec: Specification, folder: Path) -> "Workshop":
         base = load_base(spec.base)
         base.freeze()
-        return cls(spec, folder, base, witnesses_of(spec.judges), Ground.of(spec, base))
+        return cls(spec, folder, base, evaluators_of(spec.judges), Ground.of(spec, base))
 
     def reference(self, class_noun: str) -> Reference:
         if class_noun not in self.references:
@@ -449,15 +438,15 @@ class Workshop:
             facts = {"base": self.ground.base, "class_noun": class_noun, "plan": asdict(plan)}
             folder = self.folder / "work" / f"{class_noun.replace(' ', '-')}-{_digest(facts)}"
             self.references[class_noun] = Reference(
-                self.base, class_noun, plan, self.witnesses, folder=folder, shared_noise=True
+                self.base, class_noun, plan, self.evaluators, folder=folder, shared_noise=True
             )
         return self.references[class_noun]
 
 
-def witnesses_of(judges: str) -> Witnesses:
+def evaluators_of(judges: str) -> Evaluators:
     """One of the toybox's sets of judges, all of it."""
     name = f"toybox-{judges}"
-    return Witnesses(load_clip(name), load_image_encoder(name), load_judges(judges))
+    return Evaluators(load_clip(name), load_image_encoder(name), load_judges(judges))
 
 
 @cache
@@ -523,7 +512,7 @@ def _cell(shop: Workshop, unit: Unit) -> tuple[dict[str, Any], list[Image.Image]
     return told, [as_image(picture) for _, picture in chosen]
 
 
-def real_pictures(individual: Individual, plan: Plan) -> ConceptPictures:
+def real_pictures(individual: Individual, plan: Plan) -> ConceptImages:
     """Renders of an individual: its training pictures, and others that nothing is trained on.
 
     Those elsewhere are in the places, styles and hours that the plan's prompts ask for.
@@ -539,7 +528,7 @@ def real_pictures(individual: Individual, plan: Plan) -> ConceptPictures:
         place, style, hour = (str(facts.get(*kind)) for kind in _SCENE_FACTS)
         scenes.append(concept_scene(who, individual.seed * 1000 + _FIRST_ELSEWHERE + number, place, style, hour))
     elsewhere = (render(scenes).images * 255).round() / 255  # as a file would have them
-    return ConceptPictures(rendered(_NUM_TRAINING, 0), elsewhere, rendered(_NUM_SAME_PLACE, _FIRST_SAME_PLACE))
+    return ConceptImages(rendered(_NUM_TRAINING, 0), elsewhere, rendered(_NUM_SAME_PLACE, _FIRST_SAME_PLACE))
 
 
 def trained(shop: Workshop, row: Row, individual: Individual) -> tuple[Adapter, dict[str, Any]]:
@@ -605,11 +594,11 @@ def _pair(shop: Workshop, unit: Unit) -> tuple[dict[str, Any], list[Image.Image]
     adapters = [trained(shop, row, one)[0] for one in (first, second)]
     names = [f"<{adapter.concept_name}>" for adapter in adapters]
     texts = [text.format(*names) for text in shop.spec.pair_prompts]
-    images = pictures(
+    images = decoded(
         shop.base, draw(shop.base, shop.spec.plan, texts, range(shop.spec.plan.drawing.num_seeds), adapters)
     )
     measures = measure_pair(
-        shop.witnesses,
+        shop.evaluators,
         images,
         [real_pictures(one, shop.spec.plan) for one in (first, second)],
         (first.class_noun, second.class_noun),

@@ -19,7 +19,7 @@ from infusion.cli.options import (
     TOYBOX,
     BaseConfigOption,
     check_choice,
-    find_witnesses,
+    find_evaluators,
     load_base_on,
     watching_encoders,
 )
@@ -150,13 +150,13 @@ def audit(
     console = plain_console()
     model = load_base_on(console, name, device, PRECISIONS[mixed_precision], base_config)
     plan = plan_for(noun, name == TOYBOX, quick, seeds, wanted)
-    witnesses, names = find_witnesses(console, name, clip, encoder, model.device)
+    evaluators, names = find_evaluators(console, name, clip, encoder, model.device)
 
     from infusion.auditing.run import Audit, opened
     from infusion.base.latents import square
 
     shown = [square(image, model.size_px) for image in concept.images] if concept else []
-    shared = Audit(model, noun, plan, witnesses, names, shown, work_dir)
+    shared = Audit(model, noun, plan, evaluators, names, shown, work_dir)
     open_model = partial(opened, base=model, any_base=any_base, config=base_config)
     curve, judged = None, found
     try:

@@ -6,17 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infusion.errors import UserError, nearest
+from infusion.evaluation.names import DEFAULT_CLIP, DEFAULT_ENCODER, TOYBOX, evaluator_names
 
 if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
     from infusion.base import Base
-    from infusion.evaluation.evaluate import Witnesses
+    from infusion.evaluation.evaluators import Evaluators
 
-TOYBOX = "toybox"
-_TOYBOX_WITNESS, _TOYBOX_JUDGES = "toybox-b", "b"  # of the embedded world; no method is trained with them
-DEFAULT_CLIP, DEFAULT_ENCODER = "openai/clip-vit-base-patch32", "facebook/dinov2-base"  # for other bases
 PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 BASES = '"toybox", a folder or hub id, or a checkpoint in one .safetensors file.'
@@ -62,18 +60,14 @@ def watching_encoders(base: str, clip: str | None, encoder: str | None) -> tuple
     return clip or defaults[0], encoder or defaults[1]
 
 
-def find_witnesses(
+def find_evaluators(
     console: "Console", base: str, clip: str | None, encoder: str | None, device: "torch.device"
-) -> "tuple[Witnesses, dict[str, str | None]]":
+) -> "tuple[Evaluators, dict[str, str | None]]":
     """Who looks at the pictures, and their names."""
-    from infusion.evaluation.evaluate import Witnesses
-    from infusion.metrics.encoders import load_clip, load_image_encoder
-    from infusion.toybox.judges import load_judges
+    from infusion.evaluation import evaluators
 
-    toybox = base == TOYBOX
-    clip = clip or (_TOYBOX_WITNESS if toybox else DEFAULT_CLIP)
-    encoder = encoder or (_TOYBOX_WITNESS if toybox else DEFAULT_ENCODER)
-    console.print(f"Loading {' and '.join(dict.fromkeys([clip, encoder]))} ...")
-    judges = load_judges(_TOYBOX_JUDGES) if toybox else None
-    names = {"clip": clip, "encoder": encoder, "judges": _TOYBOX_JUDGES if toybox else None}
-    return Witnesses(load_clip(clip, device), load_image_encoder(encoder, device), judges), names
+    names = evaluator_names(base, clip, encoder)
+    console.print(
+        f"Loading {' and '.join(dict.fromkeys(name for name in (names['clip'], names['encoder']) if name))} ..."
+    )
+    return evaluators.find_evaluators(names, device), names

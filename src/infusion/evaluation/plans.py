@@ -3,14 +3,59 @@
 import re
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from infusion.errors import UserError, all_at_once, nearest
-from infusion.evaluation.evaluate import Drawing, Plan, Wanted
 from infusion.metrics import FACTS
+from infusion.settings import setting, validate
 from infusion.toybox.scene import CLASSES
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A prompt, {} for the concept, and the facts it asks for, by the names of `metrics.FACTS`."""
+
+    text: str
+    facts: Mapping[str, str | int]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How much is drawn and asked: the part of a plan that a person sets."""
+
+    num_seeds: int = setting(8, help="Pictures of every prompt.", minimum=1, maximum=1000)
+    num_class_pictures: int = setting(32, help="Pictures of the plain class noun.", minimum=3, maximum=1000)
+    num_inference_steps: int = setting(6, help="Steps of DPM-Solver++.", minimum=1, maximum=1000)
+    guidance_scale: float = setting(5.0, help="Classifier-free guidance; 1 is none.", minimum=0)
+    latents_per_prompt: int = setting(1, help="Latents of the latent Fisher divergence.", minimum=1, maximum=1000)
+    num_timesteps: int = setting(5, help="Timesteps of the latent Fisher divergence.", minimum=1, maximum=1000)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is drawn and what is asked, of every model alike.
+
+    prompts: with the concept, and with the class noun in its place. unrelated, siblings: prompts of S1 and S2, without
+    concept and class noun.
+    """
+
+    prompts: tuple[Wanted, ...]
+    unrelated: tuple[str, ...]
+    siblings: tuple[str, ...]
+    drawing: Drawing = field(default_factory=Drawing)
+
+    @property
+    def prompt_of(self) -> np.ndarray:
+        """[N] number of the prompt of every image: for each prompt, one image per seed."""
+        return np.repeat(np.arange(len(self.prompts)), self.drawing.num_seeds)
+
 
 _QUICK = (0, 1, 3, 6, 8, 10)  # of PROMPTS: three places, an hour and two styles
 PROMPTS = tuple(
@@ -65,7 +110,7 @@ def plan_for(
 
     Args:
         toybox: whether the base is the embedded one: it draws in fewer steps and knows fewer nouns.
-        quick: half the prompts and an eighth of the pictures; intervals become wide.
+        quick: half the prompts and an eighth of the images; intervals become wide.
         prompts: in the place of `PROMPTS`.
     """
     drawing = Drawing() if toybox else _DRAWN_ELSEWHERE

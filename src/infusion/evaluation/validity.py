@@ -1,10 +1,12 @@
-"""A base's own pictures, a concept's -> how the metrics answer where the right answer is known."""
+"""A base's own images, a concept's -> how the metrics answer where the right answer is known."""
 
 import numpy as np
 import torch
 
 from infusion import metrics
-from infusion.evaluation.evaluate import ConceptPictures, Features, Reference, distances
+from infusion.evaluation.evaluate import ConceptImages
+from infusion.evaluation.reference import Reference
+from infusion.metrics.wasserstein import Features, distances
 
 _NUM_PERMUTATIONS = 200
 _NOISE = 0.03
@@ -17,8 +19,8 @@ def null_ranks(reference: Reference) -> dict[str, float]:
     prompts begin with. Without a difference the rank is uniform. A distance that is not there has no rank.
     """
     num_seeds, prompt_of = reference.plan.drawing.num_seeds, reference.plan.prompt_of
-    pooled = Features.joined(reference.features, reference.null_features)
-    observed = distances(reference.features, reference.null_features)
+    own, null = (reference.features(some) for some in (reference.images, reference.null_images))
+    pooled, observed = Features.joined(own, null), distances(own, null)
     rng = np.random.default_rng(0)
     splits = []
     for _ in range(_NUM_PERMUTATIONS):
@@ -31,7 +33,7 @@ def null_ranks(reference: Reference) -> dict[str, float]:
 
 
 def _split(num_seeds: int, prompt_of: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of two pooled draws of N pictures, the 2 S seeds of both dealt at random into halves."""
+    """Rows of two pooled draws of N images, the 2 S seeds of both dealt at random into halves."""
     num_prompts = len(prompt_of) // num_seeds
     row_of = np.arange(2 * len(prompt_of)).reshape(2, num_prompts, num_seeds)
     by_seed = row_of.transpose(0, 2, 1).reshape(2 * num_seeds, num_prompts)  # [2 S, P]
@@ -39,22 +41,23 @@ def _split(num_seeds: int, prompt_of: np.ndarray, rng: np.random.Generator) -> t
     return mixed[:num_seeds].T.ravel(), mixed[num_seeds:].T.ravel()
 
 
-def collapse_where_known(reference: Reference, real: ConceptPictures) -> dict[str, float]:
-    """The collapse ratio, and the share of copies, of a model that nearly repeats the training pictures, and of one
-    that draws other real pictures.
+def collapse_where_known(reference: Reference, real: ConceptImages) -> dict[str, float]:
+    """The collapse ratio, and the share of copies, of a model that nearly repeats the training images, and of one
+    that draws other real images.
 
-    Near copies are the training pictures, one pixel aside and with a little noise.
+    Near copies are the training images, one pixel aside and with a little noise.
     """
     assert real.elsewhere is not None
-    clip, num = reference.witnesses.clip, len(reference.images)
+    clip, num = reference.evaluators.clip, len(reference.images)
     generator = torch.Generator().manual_seed(0)
     near = real.training[torch.arange(num) % len(real.training)].roll(1, dims=-1)
     near = (near + _NOISE * torch.randn(near.shape, generator=generator)).clamp(0, 1)
-    base, training = clip.encode_images(reference.images), clip.encode_images(real.training)
+    base, training = reference.seen(reference.images).features(clip), clip.encode_images(real.training)
+    bar = metrics.never_nearer(training, None if real.same_place is None else clip.encode_images(real.same_place))
     found = {}
     for name, images in (("copies", near), ("real", real.elsewhere)):
         features = clip.encode_images(images)
-        nearest = metrics.nearest_reference(clip, images, real.training).cosine
+        nearest = metrics.nearest_reference(features, training).cosine
         found[f"collapse_of_{name}"] = metrics.collapse_ratio(features, base, training)
-        found[f"copied_of_{name}"] = (nearest > real.never_nearer(clip)).float().mean().item()
+        found[f"copied_of_{name}"] = (nearest > bar).float().mean().item()
     return found

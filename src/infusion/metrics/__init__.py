@@ -1,9 +1,20 @@
-"""Predictions, features and pictures -> what customizing a model broke, and what it learnt; one file is one metric.
+"""Predictions, features and images -> what customizing a model broke, and what it learnt; one file is one metric.
 
-Numbers in, numbers out: no metric knows of methods, training or adapters. Pictures are [N, 3, H, W] in [0, 1].
+Numbers in, numbers out: no metric knows of methods, training or adapters. Images are [N, 3, H, W] in [0, 1].
 """
 
-from infusion.metrics.alignment import Alignment, Nearest, image_alignment, nearest_reference, text_alignment
+from infusion.metrics.alignment import text_alignment
+from infusion.metrics.collapse import collapse_ratio
+from infusion.metrics.copies import Nearest, nearest_reference, never_nearer
+from infusion.metrics.distances import (
+    LayoutDistance,
+    exact_w2,
+    gaussian_w2,
+    layout,
+    layout_w2,
+    sliced_w2,
+    style_features,
+)
 from infusion.metrics.diversity import class_diversity
 from infusion.metrics.facts import (
     FACTS,
@@ -14,8 +25,10 @@ from infusion.metrics.facts import (
     subject_masks,
     two_of,
 )
+from infusion.metrics.identity import Alignment, image_alignment
 from infusion.metrics.latent_fisher import (
     LatentFisher,
+    Predictions,
     Probe,
     eps_predictions,
     latent_fisher_divergence,
@@ -23,28 +36,24 @@ from infusion.metrics.latent_fisher import (
     stratified_timesteps,
 )
 from infusion.metrics.memorisation import Recalled, recalled
+from infusion.metrics.metric import Evidence, Images, Measure, Metric, Need, without_subject
+from infusion.metrics.prompts import mean_over_prompts, over_prompts
 from infusion.metrics.two_samples import chance
-from infusion.metrics.wasserstein import (
-    STYLE_SENTENCES,
-    LayoutDistance,
-    collapse_ratio,
-    exact_w2,
-    gaussian_w2,
-    layout,
-    layout_w2,
-    over_prompts,
-    sliced_w2,
-    style_features,
-    without_subject,
-)
+from infusion.metrics.wasserstein import STYLE_SENTENCES
 
 __all__ = [
     "FACTS",
     "STYLE_SENTENCES",
     "Alignment",
+    "Evidence",
+    "Images",
     "LatentFisher",
     "LayoutDistance",
+    "Measure",
+    "Metric",
     "Nearest",
+    "Need",
+    "Predictions",
     "Probe",
     "Recalled",
     "Satisfaction",
@@ -60,7 +69,9 @@ __all__ = [
     "latent_fisher_divergence",
     "layout",
     "layout_w2",
+    "mean_over_prompts",
     "nearest_reference",
+    "never_nearer",
     "outside_subject",
     "over_prompts",
     "recalled",

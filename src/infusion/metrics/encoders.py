@@ -1,7 +1,7 @@
-"""A name or folder -> an encoder of pictures, and of texts: CLIP, DINOv2, or the toybox's own behind one interface.
+"""A name or folder -> an encoder of images, and of texts: CLIP, DINOv2, or the toybox's own behind one interface.
 
 Features are of unit length, so that their dot products are cosines. Who measures with them need not know which world
-the pictures are from.
+the images are from.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,13 +18,13 @@ from infusion.errors import UserError, first_line, nearest
 from infusion.toybox.judges import JUDGE_SETS, judges_dir
 
 TOYBOX_NAMES = tuple(f"toybox-{name}" for name in JUDGE_SETS)
-_AT_ONCE = 32  # pictures, or texts
+_AT_ONCE = 32  # images, or texts
 _Loaded = TypeVar("_Loaded")
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """Pictures [B, 3, H, W] in [0, 1] -> what an encoder was trained on, as its image processor tells.
+    """Images [B, 3, H, W] in [0, 1] -> what an encoder was trained on, as its image processor tells.
 
     `resized` is (height, width), or the length of the shorter side; `cropped` (height, width) about the middle.
     """
@@ -63,14 +63,14 @@ class Preparation:
 
 @dataclass(frozen=True)
 class ImageEncoder:
-    """A model whose `pooler_output` describes a picture: DINOv2, or the toybox's identity encoder."""
+    """A model whose `pooler_output` describes an image: DINOv2, or the toybox's identity encoder."""
 
     model: Any
     prepare: Preparation
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [0, 1], of any size -> features [B, D] of unit length."""
+        """Images [B, 3, H, W] in [0, 1], of any size -> features [B, D] of unit length."""
 
         def features(some: Tensor) -> Tensor:
             pixels = self.prepare(some.cpu()).to(self.model.device, self.model.dtype)
@@ -81,7 +81,7 @@ class ImageEncoder:
 
 @dataclass(frozen=True)
 class Clip:
-    """Both towers of a CLIP: pictures and texts in one space."""
+    """Both towers of a CLIP: images and texts in one space."""
 
     model: CLIPModel
     tokenizer: Any
@@ -89,7 +89,7 @@ class Clip:
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [0, 1], of any size -> features [B, D] of unit length."""
+        """Images [B, 3, H, W] in [0, 1], of any size -> features [B, D] of unit length."""
 
         def features(some: Tensor) -> Tensor:
             pixels = self.prepare(some.cpu()).to(self.model.device, self.model.dtype)
@@ -133,10 +133,10 @@ def load_clip(name_or_path: str | Path, device: str | torch.device = "cpu") -> C
 
 
 def load_image_encoder(name_or_path: str | Path, device: str | torch.device = "cpu") -> ImageEncoder:
-    """Load an encoder of pictures: "toybox-a", "toybox-b", a folder or a hub id (DINOv2) that `AutoModel` loads.
+    """Load an encoder of images: "toybox-a", "toybox-b", a folder or a hub id (DINOv2) that `AutoModel` loads.
 
     Raises:
-        UserError: no model of pictures alone is found there.
+        UserError: no model of images alone is found there.
     """
 
     def load(path: str) -> ImageEncoder:

@@ -1,4 +1,4 @@
-"""Pictures of the toybox, the facts their prompts ask for -> which of them hold, read by the toybox's judges."""
+"""Images of the toybox, the facts their prompts ask for -> which of them hold, read by the toybox's judges."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,9 @@ from torch import Tensor
 
 from infusion.errors import UserError, nearest
 from infusion.intervals import Figure, share
+from infusion.metrics import metric
+from infusion.metrics.metric import Evidence, Measure, Metric, Need
+from infusion.metrics.prompts import mean_over_prompts
 from infusion.toybox.judges import Facts, Judges
 from infusion.toybox.scene import BACKGROUNDS, CLASSES, COLORS, MAX_TOYS, RELATIONS, STYLES, TIMES
 
@@ -30,7 +33,7 @@ Wanted = Mapping[str, str | int]
 
 @dataclass(frozen=True)
 class Satisfaction:
-    """What was asked of N pictures, and what of it holds; columns are those of `FACTS`.
+    """What was asked of N images, and what of it holds; columns are those of `FACTS`.
 
     asked: [N, K] bool. holds: [N, K] bool, False where not asked.
     """
@@ -40,17 +43,17 @@ class Satisfaction:
 
     @property
     def satisfied(self) -> Tensor:
-        """The share of its facts that each picture satisfies, [N]; NaN for one that was asked for none."""
+        """The share of its facts that each image satisfies, [N]; NaN for one that was asked for none."""
         return self.holds.sum(dim=1) / self.asked.sum(dim=1)
 
     def figures(self) -> dict[str, Figure]:
-        """For each fact that was asked for, the share of pictures where it holds, with its interval."""
+        """For each fact that was asked for, the share of images where it holds, with its interval."""
         columns = zip(FACTS, self.asked.T, self.holds.T, strict=True)
         return {fact: share(holds[asked].tolist()) for fact, asked, holds in columns if asked.any()}
 
 
 def satisfied_facts(judges: Judges, images: Tensor, wanted: Sequence[Wanted]) -> Satisfaction:
-    """Ask the judges whether pictures [N, 3, H, W] show the facts wanted of each, by the names of `FACTS`.
+    """Ask the judges whether images [N, 3, H, W] show the facts wanted of each, by the names of `FACTS`.
 
     A class holds where a toy of it is seen, also beside others. "next to" holds on either side.
 
@@ -123,7 +126,7 @@ def _relations(judges: Judges, images: Tensor, wanted: Sequence[Wanted]) -> list
 
 
 def subject_masks(judges: Judges, images: Tensor, class_noun: str) -> Tensor:
-    """How probably each pixel of pictures [N, 3, H, W] shows a toy of the class, [N, H, W] in [0, 1] on the CPU.
+    """How probably each pixel of images [N, 3, H, W] shows a toy of the class, [N, H, W] in [0, 1] on the CPU.
 
     Raises:
         UserError: the toybox has no such class.
@@ -133,7 +136,7 @@ def subject_masks(judges: Judges, images: Tensor, class_noun: str) -> Tensor:
 
 
 def both_present(judges: Judges, images: Tensor, noun_a: str, noun_b: str) -> Tensor:
-    """Whether each picture [N, 3, H, W] shows both toys, which are of different classes, [N] bool.
+    """Whether each image [N, 3, H, W] shows both toys, which are of different classes, [N] bool.
 
     Raises:
         UserError: the toybox has no such class.
@@ -145,7 +148,7 @@ def both_present(judges: Judges, images: Tensor, noun_a: str, noun_b: str) -> Te
 
 
 def two_of(judges: Judges, images: Tensor, class_noun: str) -> Tensor:
-    """Whether each picture [N, 3, H, W] shows two toys or more, all of this class, [N] bool: by the judges' count.
+    """Whether each image [N, 3, H, W] shows two toys or more, all of this class, [N] bool: by the judges' count.
 
     Raises:
         UserError: the toybox has no such class.
@@ -154,3 +157,48 @@ def two_of(judges: Judges, images: Tensor, class_noun: str) -> Tensor:
     read = judges.read(images)
     alone = (read.classes > 0.5).sum(dim=1) == 1
     return (read.shows(class_noun) & alone).cpu() & (torch.tensor(read.count()) >= 2)
+
+
+# --------------------------------------------------------------------------------------------------- the metric
+
+
+def of_each_image(evidence: Evidence) -> Satisfaction:
+    assert evidence.judges
+    return satisfied_facts(evidence.judges, evidence.images.tensor, evidence.wanted)
+
+
+def _compute(evidence: Evidence) -> dict[str, Figure]:
+    found, prompt_of = evidence.once(of_each_image), evidence.prompt_of
+    figures = {"facts": mean_over_prompts(found.satisfied, prompt_of)}
+    for fact, asked, holds in zip(FACTS, found.asked.T, found.holds.T, strict=True):
+        if asked.any():
+            figures[f"facts_{fact}"] = mean_over_prompts(holds[asked], prompt_of[asked.numpy()])
+    return figures
+
+
+def fact_measure(kind: str, words: str) -> Measure:
+    """The measure of one kind of fact, named by `words`."""
+    sentence = f"Share of prompts whose {words} judges see in the picture."
+    return Measure(f"facts_{kind}", words, sentence, "higher", metric.FACTS, is_share=True)
+
+
+METRIC = Metric(
+    (
+        Measure(
+            "facts",
+            "facts",
+            "Share of what the prompt asks for that judges see in the picture.",
+            "higher",
+            metric.FIDELITY,
+            is_share=True,
+            place=40,
+        ),
+        fact_measure("class", "class"),
+        fact_measure("background", "background"),
+        fact_measure("style", "style"),
+        fact_measure("time", "time of day"),
+        fact_measure("second", "second toy"),
+    ),
+    frozenset({Need.JUDGES}),
+    _compute,
+)

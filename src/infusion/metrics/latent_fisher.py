@@ -11,7 +11,7 @@ squares is unbiased and two equal models are at 0 up to rounding.
 
 Two cautions wherever a figure is shown. A method that acts on its concept's token alone is at exactly 0 on every prompt
 without the concept, by construction: that tests its code and is no win over others. And distance between scores is not
-calibrated to the quality of pictures (arXiv 2606.06179): show a distance between samples beside it.
+calibrated to the quality of images (arXiv 2606.06179): show a distance between samples beside it.
 """
 
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from infusion.base import Conditioning, Denoiser
 from infusion.base.noise_schedule import FLOW
 from infusion.errors import UserError
 from infusion.intervals import Figure, bootstrap, mean
+from infusion.metrics.metric import AGNOSTIC, KL, RELATIVE, Evidence, Measure, Metric, Need
 
 
 @dataclass(frozen=True)
@@ -217,3 +218,68 @@ def _per_prompt(values: Tensor, prompt_of: Tensor) -> np.ndarray:
     """Means of values [N, T] over the latents of each prompt and the timesteps, [P]."""
     at = prompt_of.cpu().numpy()
     return np.bincount(at, values.mean(dim=1).numpy()) / np.bincount(at)
+
+
+# --------------------------------------------------------------------------------------------------- the metric
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the base and a customized model predict at one probe: what `latent_fisher_divergence` takes."""
+
+    eps_0: Tensor
+    eps_th: Tensor
+    eps_empty: Tensor
+    probe: Probe
+    noise_schedule: Any
+    timesteps: Tensor
+
+
+def _compute(evidence: Evidence) -> dict[str, Figure]:
+    assert evidence.predict
+    found = {}
+    for name, at in evidence.predict().items():
+        divergence = latent_fisher_divergence(
+            at.eps_0, at.eps_th, at.eps_empty, at.probe, at.noise_schedule, at.timesteps
+        )
+        for kind, figure in divergence.figures().items():
+            found[f"lfd_{name}" if kind == "eps" else f"lfd_{name}_{kind}"] = figure
+    return found
+
+
+_PROBES = {
+    "s1": ("S1 unrelated", "prompts without the concept and without its class"),
+    "s2": ("S2 siblings", "prompts with sibling classes"),
+    "s3": ("S3 class noun", "prompts with the class noun, the concept off"),
+    "s4": ("S4 other content", "prompts with the concept in other content, measured outside the subject"),
+}
+_KINDS = (
+    (
+        "",
+        "",
+        "Latent Fisher divergence on {}: how far the predicted noise moved from the base model's, mean of squares per "
+        "element.",
+        AGNOSTIC,
+    ),
+    (
+        "_relative",
+        ", relative",
+        "The divergence on {}, over how far the base model's prediction moves when the prompt is left out.",
+        RELATIVE,
+    ),
+    (
+        "_kl",
+        ", KL weight",
+        "The divergence on {}, weighted to bound the Kullback-Leibler divergence, up to the terminal term.",
+        KL,
+    ),
+)
+METRIC = Metric(
+    tuple(
+        Measure(f"lfd_{probe}{kind}", label + of, sentence.format(where), "lower", group, place=10, unchanged=0.0)
+        for kind, of, sentence, group in _KINDS
+        for probe, (label, where) in _PROBES.items()
+    ),
+    frozenset({Need.PREDICTIONS}),
+    _compute,
+)

@@ -1,21 +1,21 @@
-"""Features of two sets of pictures -> how often chance alone makes two sets differ so much."""
+"""Features of two sets of images -> how often chance alone makes two sets differ so much."""
 
 import math
 
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from infusion.metrics.wasserstein import Features, as_array
+from infusion.metrics.distances import Rows, as_array
 
 _NUM_DEALS = 399
 
 
-def chance(x: Features, y: Features, prompt_of_x: np.ndarray, prompt_of_y: np.ndarray) -> float:
+def chance(x: Rows, y: Rows, prompt_of_x: np.ndarray, prompt_of_y: np.ndarray) -> float:
     """The p-value of a permutation test of the energy distance (Székely and Rizzo, InterStat 5, 2004).
 
         2 E|x - y| - E|x - x'| - E|y - y'|
 
-    The pictures of every prompt are dealt to the two sides anew, as many to each as it had. Valid where every picture
+    The images of every prompt are dealt to the two sides anew, as many to each as it had. Valid where every image
     of both sets is drawn with a noise of its own.
 
     Args:
@@ -23,7 +23,7 @@ def chance(x: Features, y: Features, prompt_of_x: np.ndarray, prompt_of_y: np.nd
         prompt_of_x, prompt_of_y: [N] and [M], the prompt of each row.
 
     Returns:
-        in (0, 1]; NaN where there are too few pictures to deal.
+        in (0, 1]; NaN where there are too few images to deal.
     """
     if min(len(x), len(y)) == 0:
         return math.nan

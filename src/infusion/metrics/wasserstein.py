@@ -1,169 +1,179 @@
-"""Features of two sets of pictures -> how far apart the sets lie, and what of it is background, layout and style.
+"""Images of two models, same prompts -> how far apart they lie, and what of it is background, layout and style."""
 
-Every distance here is W2 itself, in the features' own unit, never its square. Three views: of the two Gaussians, of
-the two empirical distributions, and of their projections on lines.
-
-At finite N all are biased upwards: show beside them how far apart two draws of the base are, and intervals of
-`over_prompts`. A customized model that has learnt nothing is at the optimum: never show a distance without how well the
-concept was learnt. The parts (`without_subject`, `layout`, `style_features`) tell what moved; `collapse_ratio` whether
-it moved onto the training pictures.
-"""
-
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
-from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from infusion.intervals import Figure, jackknife
+from infusion.intervals import Figure
+from infusion.metrics.distances import exact_w2, gaussian_w2, layout, layout_w2, sliced_w2, style_features
 from infusion.metrics.encoders import Clip
-
-Features = np.ndarray | Tensor
-Distance = Callable[[Features, Features], float]
+from infusion.metrics.metric import SPECIFIC, Evidence, Images, Measure, Metric, Need
+from infusion.metrics.prompts import mean_over_prompts, over_prompts
+from infusion.metrics.two_samples import chance
 
 STYLE_SENTENCES = ("a photo", "a sketch", "a cartoon", "a watercolor")
 
 
-def as_array(features: Features) -> np.ndarray:
-    if isinstance(features, Tensor):
-        features = features.detach().cpu().numpy()
-    assert features.ndim == 2 and len(features) > 0
-    return features.astype(np.float64)
+@dataclass(frozen=True)
+class Features:
+    """What the distances are taken between, of N images each: whole, background, layout, style."""
+
+    whole: Tensor
+    background: Tensor
+    layout: np.ndarray
+    style: Tensor
+
+    @classmethod
+    def of(cls, images: Images, clip: Clip) -> "Features":
+        whole = images.features(clip)
+        return cls(
+            whole=whole,
+            background=images.background.features(clip),
+            layout=layout(images.subject),
+            style=style_features(whole, clip.encode_texts(STYLE_SENTENCES)),
+        )
+
+    @property
+    def subject_found(self) -> Tensor:
+        """[N] 1 where a subject is seen: of the others there is no layout."""
+        return torch.from_numpy(~np.isnan(self.layout).any(axis=1)).float()
+
+    def rows(self, rows: np.ndarray) -> "Features":
+        return Features(self.whole[rows], self.background[rows], self.layout[rows], self.style[rows])
+
+    @classmethod
+    def joined(cls, first: "Features", second: "Features") -> "Features":
+        return cls(
+            torch.cat([first.whole, second.whole]),
+            torch.cat([first.background, second.background]),
+            np.concatenate([first.layout, second.layout]),
+            torch.cat([first.style, second.style]),
+        )
 
 
-# --------------------------------------------------------------------------------------------------- distances
+def distances(base: Features, customized: Features) -> dict[str, float]:
+    """Our definition of the Wasserstein metric, in three views, and its parts."""
+    return {
+        "w2_gaussian": gaussian_w2(base.whole, customized.whole),
+        "w2_exact": exact_w2(base.whole, customized.whole),
+        "w2_sliced": sliced_w2(base.whole, customized.whole),
+        "w2_background": exact_w2(base.background, customized.background),
+        "w2_layout": layout_w2(base.layout, customized.layout).w2,
+        "w2_style": exact_w2(base.style, customized.style),
+    }
 
 
-def gaussian_w2(x: Features, y: Features, dims: int | None = 64) -> float:
-    """W2 of the Gaussians fitted to features x [N, D] and y [M, D].
+def figures(base: Features, customized: Features, prompt_of: np.ndarray) -> dict[str, Figure]:
+    """The distances, with intervals over prompts (jackknife)."""
 
-        W2^2 = |m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x^1/2 S_y S_x^1/2)^1/2)    (Dowson and Landau, 1982)
+    @cache
+    def of(rows: bytes) -> dict[str, float]:  # each set of rows is asked for once by every distance
+        at = np.frombuffer(rows, dtype=np.int64).copy()  # torch wants to be able to write in it
+        return distances(base.rows(at), customized.rows(at))
 
-    No covariance is inverted, so that those of few pictures need no shrinkage.
+    def at(name: str) -> Callable[[np.ndarray], float]:
+        return lambda rows: of(rows.tobytes())[name]
 
-    Args:
-        dims: the first principal axes of x that both are seen along, at most N - 1; None for the whole space, where the
-            distance is symmetric. Along some axes only it is a lower bound of that in the whole space, and what y has
-            across them is not seen.
-    """
-    first, second = as_array(x), as_array(y)
-    if dims is not None:
-        axes = _principal_axes(first, dims)
-        first, second = first @ axes, second @ axes
-    root_x, root_y = _root_covariance(first), _root_covariance(second)
-    overlap = np.linalg.norm(root_x @ root_y.T, "nuc")  # tr (S_x^1/2 S_y S_x^1/2)^1/2
-    spread = (root_x**2).sum() + (root_y**2).sum() - 2 * overlap
-    shift = ((first.mean(axis=0) - second.mean(axis=0)) ** 2).sum()
-    return float(np.sqrt(shift + max(spread, 0.0)))
+    names = of(np.arange(len(prompt_of)).tobytes())
+    return {name: over_prompts(at(name), prompt_of) for name in names}
 
 
-def _principal_axes(x: np.ndarray, dims: int) -> np.ndarray:
-    """[D, dims], or as many as N pictures span."""
-    centred = x - x.mean(axis=0)
-    return np.linalg.svd(centred, full_matrices=False)[2][: max(1, min(dims, len(x) - 1))].T
+def chances(base: Features, customized: Features, prompt_of: np.ndarray) -> dict[str, float]:
+    """How often chance alone makes background, layout and style differ so much.
 
-
-def _root_covariance(x: np.ndarray) -> np.ndarray:
-    """R [min(N, D), D] with R^T R the covariance of x [N, D]."""
-    _, scale, axes = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
-    return scale[:, None] * axes / np.sqrt(max(1, len(x) - 1))
-
-
-def exact_w2(x: Features, y: Features) -> float:
-    """W2 of the empirical distributions of x [N, D] and y [M, D], by the network simplex of POT; N and M may differ."""
-    import ot  # a second to import
-
-    cost = cdist(as_array(x), as_array(y), "sqeuclidean")
-    return float(np.sqrt(max(ot.emd2([], [], cost, numItermax=10**6), 0.0)))
-
-
-def sliced_w2(x: Features, y: Features, num_projections: int = 256, seed: int = 0) -> float:
-    """Root mean square of the W2 of x [N, D] and y [M, D] along random lines (Bonneel et al., JMIV 51, 2015).
-
-    A shift by a vector of length a reads about a / sqrt(D).
-    """
-    import ot
-
-    return float(ot.sliced_wasserstein_distance(as_array(x), as_array(y), n_projections=num_projections, seed=seed))
-
-
-# ------------------------------------------------------------------------------------- how a distance is read
-
-
-def over_prompts(statistic: Callable[[np.ndarray], float], prompt_of: np.ndarray | Tensor) -> Figure:
-    """A statistic of rows, with the jackknife's interval: `over_prompts(lambda rows: exact_w2(x[rows], y[rows]), of)`.
-
-    Each time all pictures of one prompt are left out. Prompts drawn with repetition, as the bootstrap draws them, would
-    bias the distance: copies are carried to copies, and fewer points are left to match.
+    Layouts are those of the images where a subject is found. What there are too few images to tell is left out.
 
     Args:
-        statistic: of the indices of the rows that are kept.
-        prompt_of: [N] the prompt, or another group, of each row.
+        base: of other seeds: with the same ones the customized model's images are like the base's for their noise.
     """
-    groups, group_of = np.unique(np.asarray(prompt_of), return_inverse=True)
-    return jackknife(lambda kept: statistic(np.flatnonzero(np.isin(group_of, kept))), len(groups))
+    found, base_found = (~np.isnan(some.layout).any(axis=1) for some in (customized, base))
+    told = {
+        "w2_background": chance(customized.background, base.background, prompt_of, prompt_of),
+        "w2_layout": chance(customized.layout[found], base.layout[base_found], prompt_of[found], prompt_of[base_found]),
+        "w2_style": chance(customized.style, base.style, prompt_of, prompt_of),
+    }
+    return {name: value for name, value in told.items() if math.isfinite(value)}
 
 
-def collapse_ratio(customized: Features, base: Features, training: Features, distance: Distance = exact_w2) -> float:
-    """W2(customized, training) / W2(base, training) of features [N, D], [M, D], [K, D].
-
-    About 1: the concept's pictures are as far from the training pictures as the base's of the class noun. Small: they
-    are copies.
-    """
-    return distance(customized, training) / distance(base, training)
+def features_of(evidence: Evidence) -> Features:
+    return Features.of(evidence.images, evidence.clip)
 
 
-# ------------------------------------------------------------------------------------------------------- parts
+def _compute(evidence: Evidence) -> dict[str, Figure]:
+    own, base = evidence.once(features_of), Features.of(evidence.base_images, evidence.clip)
+    found = {"subject_found": mean_over_prompts(own.subject_found, evidence.prompt_of)}
+    return found | figures(base, own, evidence.prompt_of)
 
 
-def layout(masks: Tensor) -> np.ndarray:
-    """Masks [N, H, W] in [0, 1] -> the subject's boxes [N, 4]: centre x, y and width, height, in the picture's sides.
-
-    The box encloses all pixels above 0.5. Where there are none the row is NaN.
-    """
-    boxes = np.full((len(masks), 4), np.nan)
-    for row, mask in enumerate((masks > 0.5).cpu().numpy()):
-        if mask.any():
-            (left, width), (top, height) = (_extent(mask.any(axis=axis)) for axis in (0, 1))
-            boxes[row] = left + width / 2, top + height / 2, width, height
-    return boxes
-
-
-def _extent(line: np.ndarray) -> tuple[float, float]:
-    """Where the marked pixels of a line begin and how far they reach, in its length."""
-    first, last = np.flatnonzero(line)[[0, -1]]
-    return first / len(line), (last + 1 - first) / len(line)
-
-
-class LayoutDistance(NamedTuple):
-    """W2 between the boxes of the subjects that were found, and the share of pictures where one was found."""
-
-    w2: float
-    found_in_x: float
-    found_in_y: float
-
-
-def layout_w2(x: np.ndarray, y: np.ndarray, distance: Distance = exact_w2) -> LayoutDistance:
-    """Boxes [N, 4] and [M, 4] of `layout` -> W2 of those found (NaN if a side has none), and the shares found."""
-    found_x, found_y = (~np.isnan(boxes).any(axis=1) for boxes in (x, y))
-    some = found_x.any() and found_y.any()
-    w2 = distance(x[found_x], y[found_y]) if some else float("nan")
-    return LayoutDistance(w2, float(found_x.mean()), float(found_y.mean()))
-
-
-def without_subject(images: Tensor, masks: Tensor) -> Tensor:
-    """Pictures [N, 3, H, W], the subject's masks [N, H, W] -> pictures, the subject in its background's mean colour.
-
-    Encode these for a distance between backgrounds. Masks may be soft; a picture that is all subject becomes black.
-    """
-    subject = masks[:, None].to(images)
-    left = (1 - subject).sum(dim=(2, 3), keepdim=True)
-    color = (images * (1 - subject)).sum(dim=(2, 3), keepdim=True) / left.clamp(min=1e-6)
-    return torch.lerp(images, color.expand_as(images), subject)
-
-
-def style_features(clip: Clip, images: Tensor, sentences: Sequence[str] = STYLE_SENTENCES) -> Tensor:
-    """Pictures [N, 3, H, W] -> their cosines [N, S] to sentences that name styles: features for a distance."""
-    return clip.encode_images(images) @ clip.encode_texts(sentences).T
+METRIC = Metric(
+    (
+        Measure(
+            "w2_gaussian",
+            "W2 Gaussian",
+            "Wasserstein distance, both sides taken as Gaussian, of the pictures' features to those of the base "
+            "model's pictures of the class noun, same prompts and seeds.",
+            "lower",
+            SPECIFIC,
+            place=10,
+        ),
+        Measure(
+            "w2_exact",
+            "W2 exact",
+            "Wasserstein distance of the same features by exact assignment of picture to picture.",
+            "lower",
+            SPECIFIC,
+            place=20,
+        ),
+        Measure(
+            "w2_sliced",
+            "W2 sliced",
+            "Wasserstein distance of the same features, averaged over one-dimensional views.",
+            "lower",
+            SPECIFIC,
+            place=30,
+        ),
+        Measure(
+            "w2_background",
+            "W2 background",
+            "Wasserstein distance of what is around the subject to the base model's: the background that the concept "
+            "brings along.",
+            "lower",
+            SPECIFIC,
+            place=40,
+        ),
+        Measure(
+            "w2_layout",
+            "W2 layout",
+            "Wasserstein distance of where the subject stands and how large it is, in the pictures where it is found, "
+            "to the base model's layouts.",
+            "lower",
+            SPECIFIC,
+            place=50,
+        ),
+        Measure(
+            "subject_found",
+            "subject found",
+            "Share of pictures in which the judges see the subject at all: where it is low, background and layout say "
+            "little.",
+            None,
+            SPECIFIC,
+            is_share=True,
+            place=60,
+        ),
+        Measure(
+            "w2_style",
+            "W2 style",
+            "Wasserstein distance of the pictures' style to the base model's.",
+            "lower",
+            SPECIFIC,
+            place=70,
+        ),
+    ),
+    frozenset({Need.SUBJECT}),
+    _compute,
+)

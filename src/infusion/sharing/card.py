@@ -110,13 +110,13 @@ def read_evaluation(path: Path, described: Described) -> dict[str, Any]:
             f"{path} is the evaluation of another adapter, or of another training of {described.placeholder}: measure "
             "this one, with `infusion audit`."
         )
-    num_prompts, num_seeds, base, witnesses = told
+    num_prompts, num_seeds, base, evaluators = told
     return {
         "figures": {name: figure for name, figure in figures.items() if math.isfinite(figure.value)},
         "base": _public_name(base),
         "drawn": f"{format_count(num_prompts, 'prompt')} × {format_count(num_seeds, 'seed')}",
         "num_pictures": found["num_pictures"],
-        "witnesses": {kind: _public_name(name) for kind, name in witnesses if name},
+        "witnesses": {kind: _public_name(name) for kind, name in evaluators if name},
         "answers": [(str(one["question"]), str(one["answer"]), str(one["sentence"])) for one in found["answers"]],
     }
 
@@ -264,7 +264,7 @@ def _limits(described: Described) -> str:
 
 
 def _measured(evaluation: Mapping[str, Any]) -> str:
-    witnesses = ", ".join(f"{kind} {_code(name)}" for kind, name in evaluation["witnesses"].items())
+    evaluators = ", ".join(f"{kind} {_code(name)}" for kind, name in evaluation["witnesses"].items())
     answers = "\n".join(
         f"- {question} **{answer}.** {_plain(told)}" for question, answer, told in evaluation["answers"]
     )
@@ -278,7 +278,7 @@ def _measured(evaluation: Mapping[str, Any]) -> str:
     return f"""## What was measured
 
 By `infusion audit`: {evaluation["drawn"]}{real}, on the base
-{_code(evaluation["base"])}; looked at by {witnesses}. ↑ more is better, ↓ less is better.
+{_code(evaluation["base"])}; looked at by {evaluators}. ↑ more is better, ↓ less is better.
 
 {answers}
 
