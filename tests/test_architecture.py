@@ -92,9 +92,22 @@ def test_the_readme_shows_the_rooms() -> None:
     assert floor_of == sorted(floor_of)
 
 
-# What is allowed to be larger than the rest, and why it is.
 MAX_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS = 400, 60, 8
-LONG_FILES = {"toybox/scene.py": "one world, told in one place"}
+# What is larger than the rest, by name. Typer's commands may have as many parameters as a command has options.
+LARGE = {
+    "toybox/scene.py": "one world, told in one place",
+    "generation/pipeline.py: sample_prompts": "settings by keyword, as pipelines of diffusers have them",
+    "training/loop.py: train": "what a caller has already is given by keyword, and made where it is not",
+    "cli/main.py": "to be split",
+    "cli/main.py: train": "to be split",
+    "cli/audit.py": "to be split",
+    "cli/audit.py: audit": "to be split",
+    "cli/train_folder.py: train_folder": "to be split",
+    "benchmark/run.py": "to be split",
+    "benchmark/results.py": "to be split",
+    "benchmark/page.py": "to be split",
+    "auditing/answers.py": "to be split",
+}
 
 
 def functions(file: Path) -> Iterator[ast.FunctionDef]:
@@ -102,7 +115,41 @@ def functions(file: Path) -> Iterator[ast.FunctionDef]:
 
 
 def is_command(function: ast.FunctionDef) -> bool:
-    """Of typer: its parameters are the options of a command, with their help."""
-    return any(
-        "Annotated" in ast.unparse(argument.annotation) for argument in function.args.args if argument.annotation
-    )
+    """Whether its parameters are the options of a command of typer, with their help."""
+    arguments = [argument for argument in function.args.args if argument.annotation]
+    return any("Annotated" in ast.unparse(a.annotation) or "Option" in ast.unparse(a.annotation) for a in arguments)  # type: ignore[arg-type]
+
+
+def test_files_functions_and_arguments_stay_small() -> None:
+    large = {}
+    for file in FILES:
+        name = str(file.relative_to(SOURCE))
+        if (lines := len(file.read_text(encoding="utf-8").splitlines())) > MAX_LINES:
+            large[name] = f"{lines} lines"
+        for function in functions(file):
+            where = f"{name}: {function.name}"
+            body = function.end_lineno - function.body[0].lineno + 1  # type: ignore[operator]
+            arguments = [a for a in (*function.args.args, *function.args.kwonlyargs) if a.arg not in ("self", "cls")]
+            if body > MAX_FUNCTION_LINES:
+                large[where] = f"{body} lines"
+            elif len(arguments) > MAX_ARGUMENTS and not is_command(function):
+                large[where] = f"{len(arguments)} arguments"
+    assert large.keys() == LARGE.keys(), large
+
+
+def test_methods_never_see_each_other() -> None:
+    support = {"adapter", "adapter_file", "closed_form", "keys_and_values", "method"}
+    for file in (SOURCE / "methods").rglob("*.py"):
+        own = file.relative_to(SOURCE / "methods").parts[0].removesuffix(".py")
+        others = {module.split(".")[2] for module in imported(file) if module.startswith("infusion.methods.")}
+        assert others <= support | {own, "METHODS", "Adapter", "Method"}, file
+
+
+def test_public_names_have_types_for_users() -> None:
+    import infusion
+
+    assert (SOURCE / "py.typed").exists()
+    block = next(node for node in tree_of(SOURCE / "__init__.py").body if isinstance(node, ast.If))
+    typed = {alias.asname for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert typed == set(infusion.__all__)
+    assert all(getattr(infusion, name) is not None for name in infusion.__all__)

@@ -33,7 +33,7 @@ def adapter_path(given: str | Path) -> Path:
 
     Args:
         given: a path; or `user/repo`, `user/repo@revision`, `user/repo/file.safetensors` on the Hub. What is on this
-            machine goes first. Without network it is what was got last.
+            machine takes precedence. Without network it is the cached copy.
 
     Raises:
         UserError: the Hub has no such file, or does not give it.

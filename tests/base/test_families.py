@@ -100,7 +100,7 @@ def test_our_sampler_draws_what_the_stock_pipeline_draws(pipeline, base):
 
 def not_guided(base):
     """FLUX.1 schnell knows no guidance."""
-    return base.family.architecture == "flux-1" and not base.family.is_told_guidance(base.pipeline)
+    return base.family.architecture == "flux-1" and not base.family.has_guidance_embedding(base.pipeline)
 
 
 def test_untrained_it_is_the_base(base, concept):

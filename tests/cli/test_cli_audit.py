@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -231,7 +230,8 @@ def test_of_a_run_one_checkpoint_is_kept(run, lora, toy, tiny_plan, monkeypatch)
 
 
 def test_infusion_is_trained_once_and_stands_beside_and_no_limit_is_its(run, lora, toy, tiny_plan, monkeypatch):
-    monkeypatch.setattr("infusion.methods.infusion.Infusion", partial(Infusion, max_train_steps=1, masked_loss=False))
+    adapter, quick = Infusion.adapter, Infusion(max_train_steps=1, masked_loss=False)
+    monkeypatch.setattr(Infusion, "adapter", lambda self, base, concept: adapter(quick, base, concept))
     assert "To train Infusion" in run("audit", lora, *TOY, "--beside-infusion")[2]
     words = ("audit", lora, *TOY, "--pictures", toy[1], "--beside-infusion", "--fail-above", "world=0.0001")
     code, told, error = run(*words)

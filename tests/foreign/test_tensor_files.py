@@ -292,7 +292,7 @@ def test_links_are_followed(tmp_path):
 
 @pytest.mark.slow
 def test_a_hundred_broken_files(tmp_path):
-    """The beginning of what tools/fuzz_adapters.py runs: each is laid on the base or refused in a sentence."""
+    """The beginning of what tools/fuzz_adapters.py runs: each is applied to the base or refused in a sentence."""
     tool = Path(__file__).parents[2] / "tools" / "fuzz_adapters.py"
     spec = importlib.util.spec_from_file_location("fuzz_adapters", tool)
     fuzz = importlib.util.module_from_spec(spec)

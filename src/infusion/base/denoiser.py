@@ -12,12 +12,12 @@ from infusion.base.prompts import ConceptTokens
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a batch of B rows is told.
+    """The conditioning of a batch of B rows.
 
     text_states: [B, T, C], in the network's precision. concept_tokens: per row, where in the text states every concept
     stands that the row names. token_ids: [B, T], what the text model read (the first, of several). attention_mask:
     [B, T], None where the model is given none. pooled_states: [B, C'], where the network takes a summary of the prompt
-    beside its tokens. guidance_scale: [B], where the network itself is told how strongly to follow the prompt.
+    beside its tokens. guidance_scale: [B], where the network has an embedding of how strongly to follow the prompt.
     states_by_layer: [B, T, C] by the path of a cross-attention layer that is told something else than `text_states`.
     """
 
@@ -45,7 +45,7 @@ class Conditioning:
         )
 
     def _optional(self) -> dict[str, Tensor | None]:
-        """What not every model is told."""
+        """What not every model takes."""
         return {name: getattr(self, name) for name in ("attention_mask", "pooled_states", "guidance_scale")}
 
 

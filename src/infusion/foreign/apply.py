@@ -38,7 +38,7 @@ def customized(
 
     Args:
         found: what `inspect` said.
-        base_name_or_path: what it is laid on, as `load_base` takes it; of no part for a whole pipeline.
+        base_name_or_path: what it is applied to, as `load_base` takes it; of no part for a whole pipeline.
         scale: how strongly; a Textual Inversion and a whole pipeline are there or not, 1 or 0.
         config: of the base, where that is a single file. A customized single file has the base's configuration.
 
@@ -72,7 +72,7 @@ def customized(
             _change_layers(base, [file for file in files if file not in words], scale)
         added = [add_words(base, file) for file in words]
     except UserError as error:
-        raise UserError(f"{found.path} cannot be laid on {base_name_or_path}: {error}") from error
+        raise UserError(f"{found.path} cannot be applied to {base_name_or_path}: {error}") from error
     return base, added[0] if len(added) == 1 else found.trigger
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from infusion.base import Base
+from infusion.base import Base, Conditioning
 from infusion.base.customization import Named
 from infusion.base.latents import decode_latents
 from infusion.base.prompts import parse_prompt
@@ -75,11 +75,9 @@ def sample_prompts(
     words = {name: words for adapter in adapters for name, words in adapter.spoken.items()}
     conditioning = base.encode(prompts, words)
     unconditional = base.encode_negative([parse_prompt(negative_prompt, words).text])
-    if told := base.family.is_told_guidance(base.pipeline):
-        if negative_prompt:
-            raise UserError(f'"{base.id}" is told its guidance and knows no negative prompt: leave it out.')
-        scales = torch.full([len(prompts)], guidance_scale, device=base.device)
-        conditioning = replace(conditioning, guidance_scale=scales)
+    embedded = base.family.has_guidance_embedding(base.pipeline)
+    if embedded:
+        conditioning = _with_guidance(base, conditioning, guidance_scale, negative_prompt)
     options = base.family.timestep_options(scheduler or base.scheduler, num_inference_steps, base.latent_shape)
     wanted = ((at, seed) for at, own in enumerate(_of_each(prompts, seeds)) for seed in own)
     while batch := list(itertools.islice(wanted, batch_size)):
@@ -87,7 +85,7 @@ def sample_prompts(
         noise = seeded_noise(generators, base.latent_shape, base.latent_dtype).to(base.device)
         rows = conditioning.rows([prompt for prompt, _ in batch])
         with composing.composed(base, adapters, rows, conditions) as composition:
-            guided = not told and guidance_scale > 1
+            guided = not embedded and guidance_scale > 1
             latents = sample(
                 Guided(composition, unconditional, guidance_scale) if guided else composition,
                 scheduler or base.scheduler,
@@ -99,6 +97,13 @@ def sample_prompts(
                 composition.before_step,
             )
         yield latents
+
+
+def _with_guidance(base: Base, conditioning: Conditioning, scale: float, negative_prompt: str) -> Conditioning:
+    """For a network that has an embedding of the guidance scale."""
+    if negative_prompt:
+        raise UserError(f'"{base.id}" is told its guidance and knows no negative prompt: leave it out.')
+    return replace(conditioning, guidance_scale=torch.full([len(conditioning)], scale, device=base.device))
 
 
 def _composer(composer: str | Composer | None, lock_until: float) -> Composer:

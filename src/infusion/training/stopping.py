@@ -83,7 +83,7 @@ class SelfCheck:
         self.told = self._told(plain)
 
     def __call__(self, adapter: Named, step: int, loss: float, base: Base | None = None) -> Check:
-        """base: what the adapter is laid on, where that is another model."""
+        """base: what the adapter is applied to, where that is another model."""
         images = self._drawn(f"<{adapter.concept_name}>", base, adapter)
         learnt = (self._likeness(images) - self.floor) / max(self.ceiling - self.floor, 1e-6)
         return Check(step, learnt, self._told(images) / self.told, loss)

@@ -123,7 +123,7 @@ class Family(ABC):
         """How strongly to follow prompts where nobody says."""
         return 5.0
 
-    def is_told_guidance(self, pipeline: Any) -> bool:
+    def has_guidance_embedding(self, pipeline: Any) -> bool:
         """Whether the network is told the guidance scale, so that no unconditional row is run for it."""
         return False
 

@@ -64,7 +64,7 @@ class Flux(Family):
         rows, channels, height, width = noisy_latents.shape
         device, dtype = noisy_latents.device, noisy_latents.dtype
         guidance = told.guidance_scale
-        if guidance is None and self.is_told_guidance(pipeline):
+        if guidance is None and self.has_guidance_embedding(pipeline):
             guidance = torch.full([rows], self.default_guidance_scale(pipeline), device=device)
         given = super().inputs(pipeline, noisy_latents, timesteps, told)
         return given | {
@@ -82,9 +82,9 @@ class Flux(Family):
         return FluxPipeline._unpack_latents(output, *noisy_latents.shape[2:], vae_scale_factor=1)
 
     def default_guidance_scale(self, pipeline: Any) -> float:
-        return 3.5 if self.is_told_guidance(pipeline) else 1.0
+        return 3.5 if self.has_guidance_embedding(pipeline) else 1.0
 
-    def is_told_guidance(self, pipeline: Any) -> bool:
+    def has_guidance_embedding(self, pipeline: Any) -> bool:
         return bool(pipeline.transformer.config.guidance_embeds)
 
     def latent_shape(self, pipeline: Any) -> tuple[int, int, int]:
