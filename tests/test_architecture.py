@@ -103,10 +103,6 @@ LARGE = {
     "cli/audit.py": "to be split",
     "cli/audit.py: audit": "to be split",
     "cli/train_folder.py: train_folder": "to be split",
-    "benchmark/run.py": "to be split",
-    "benchmark/results.py": "to be split",
-    "benchmark/page.py": "to be split",
-    "auditing/answers.py": "to be split",
 }
 
 

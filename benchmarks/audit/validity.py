@@ -20,9 +20,12 @@ from typing import Any
 
 import torch
 
-from infusion.auditing.answers import Audited, answers
+from infusion.auditing.answers import answers
+from infusion.auditing.result import AuditResult
 from infusion.base import load_base
-from infusion.benchmark.run import Individual, concept_of, evaluators_of
+from infusion.benchmark.images import concept_of
+from infusion.benchmark.run import evaluators_of
+from infusion.benchmark.specification import Individual
 from infusion.evaluation.drawing import decoded, draw, to_tensor
 from infusion.evaluation.evaluate import ConceptImages, Drawn, evaluate
 from infusion.evaluation.plans import plan_for
@@ -62,7 +65,7 @@ def repeat(number: int, folder: Path) -> dict[str, Any]:
     )
     training = list(concept_of(Individual(FIRST_INDIVIDUAL + number, class_noun)).images)
     real = ConceptImages(to_tensor(training))
-    found = Audited(
+    found = AuditResult(
         name=f"base {number}",
         about={"concept_name": "base", "class_noun": class_noun, "words": class_noun, "method": "none"},
         file_name="",

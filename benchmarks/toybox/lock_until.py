@@ -18,7 +18,9 @@ from typing import Any
 
 import torch
 
-from infusion.benchmark.run import Individual, Row, Specification, Workshop, load_specification, real_pictures, trained
+from infusion.benchmark.images import real_pictures
+from infusion.benchmark.run import Workshop, trained
+from infusion.benchmark.specification import Individual, Row, Specification, load_specification
 from infusion.evaluation.drawing import decoded, draw
 from infusion.evaluation.evaluate import Drawn, gather
 from infusion.evaluation.reference import Reference

@@ -23,16 +23,10 @@ from typing import Any
 
 import torch
 
+from infusion.benchmark.images import concept_of, real_pictures
 from infusion.benchmark.results import FEWEST
-from infusion.benchmark.run import (
-    Individual,
-    Row,
-    Specification,
-    Workshop,
-    concept_of,
-    load_specification,
-    real_pictures,
-)
+from infusion.benchmark.run import Workshop
+from infusion.benchmark.specification import Individual, Row, Specification, load_specification
 from infusion.evaluation.evaluate import drawn_with, gather
 from infusion.files import whole_file
 from infusion.intervals import mean

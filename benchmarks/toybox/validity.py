@@ -21,7 +21,8 @@ import torch
 from scipy.stats import kstest, spearmanr
 
 from infusion.base import load_base
-from infusion.benchmark.run import evaluators_of, load_specification
+from infusion.benchmark.run import evaluators_of
+from infusion.benchmark.specification import load_specification
 from infusion.evaluation.reference import Reference
 from infusion.evaluation.validity import null_ranks
 from infusion.files import whole_file

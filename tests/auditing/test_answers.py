@@ -8,18 +8,11 @@ import pytest
 import torch
 from test_audit_page import CHANCES, MEASURED, evaluated
 
-from infusion.auditing.answers import (
-    AXES,
-    Audited,
-    Curve,
-    Limit,
-    answers,
-    axis_figure,
-    format_number,
-    parse_limit,
-    to_json,
-)
+from infusion.auditing.answers import answers
+from infusion.auditing.figures import to_json
+from infusion.auditing.limits import AXES, Limit, axis_figure, parse_limit
 from infusion.auditing.page import render_audit
+from infusion.auditing.result import AuditResult, Curve, format_number
 from infusion.errors import UserError
 from infusion.intervals import Figure
 from infusion.training.stopping import Check
@@ -27,11 +20,11 @@ from infusion.training.stopping import Check
 QUESTIONS = ("learnt", "followed", "leaked", "moved", "confined", "copied")
 
 
-def words(found: Audited) -> dict[str, str]:
+def words(found: AuditResult) -> dict[str, str]:
     return dict(zip(QUESTIONS, (answer.word for answer in answers(found)), strict=True))
 
 
-def sentence(found: Audited, question: str) -> str:
+def sentence(found: AuditResult, question: str) -> str:
     return answers(found)[QUESTIONS.index(question)].sentence
 
 

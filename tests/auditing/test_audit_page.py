@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image, ImageStat
 
-from infusion.auditing.answers import Audited, Curve, Plain, to_json
+from infusion.auditing.figures import to_json
 from infusion.auditing.page import render_audit, render_audits, unique_names, write_audit
+from infusion.auditing.result import AuditResult, Curve, Plain
 from infusion.evaluation.evaluate import Drawn, Evaluation
 from infusion.evaluation.plans import Drawing, Plan, Wanted
 from infusion.intervals import Figure
@@ -44,7 +45,7 @@ CHANCES = {"w2_background": 0.4, "w2_layout": 0.4, "w2_style": 0.4}
 
 def evaluated(
     pictures: bool = True, base_facts: float = 0.9, chances: Mapping[str, float] = CHANCES, **changed: Figure | None
-) -> Audited:
+) -> AuditResult:
     """An evaluation with some of its measures changed, or left out."""
     measures = {name: figure for name, figure in (MEASURED | changed).items() if figure}
     if not pictures:
@@ -55,7 +56,7 @@ def evaluated(
         "identity": Figure(2.8e-8, 0, 0, 2),
         "facts": Figure(base_facts, base_facts, base_facts, 2),
     }
-    return Audited(
+    return AuditResult(
         name="my-cat",
         about={
             "concept_name": "my-cat",

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from test_evaluate import PLAN, evaluators  # noqa: F401 (a fixture)
 
-from infusion.auditing.answers import to_json
+from infusion.auditing.figures import to_json
 from infusion.auditing.run import Audit, by_step, given, opened
 from infusion.errors import UserError
 from infusion.foreign import is_run

@@ -7,17 +7,9 @@ from dataclasses import replace
 import pytest
 
 from infusion.benchmark import run as benchmark
-from infusion.benchmark.run import (
-    Ground,
-    Individual,
-    Unit,
-    adapter_digest,
-    digest,
-    is_done,
-    load_specification,
-    run,
-    units,
-)
+from infusion.benchmark.run import run
+from infusion.benchmark.specification import Individual, load_specification
+from infusion.benchmark.units import Ground, Unit, adapter_digest, digest, is_done, units
 from infusion.errors import UserError
 from infusion.training.loop import Diverged
 
@@ -122,7 +114,7 @@ def test_the_digest_changes_with_what_it_depends_on_and_nothing_else(spec_path):
 
 def test_what_older_results_depend_on_is_told_as_it_was_then(spec_path, monkeypatch):
     """A setting that came later, at its default, makes no result anew."""
-    monkeypatch.setattr(benchmark, "_pictures_digest", lambda individual: "pictures")
+    monkeypatch.setattr("infusion.benchmark.units._pictures_digest", lambda individual: "pictures")
     cat, ground = Individual(40000, "cat"), Ground("base", "judges")
     assert adapter_digest(load_specification(spec_path()), "infusion", cat, ground) == "85e1f3cd539b2375"
 

@@ -17,7 +17,10 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from infusion.auditing.answers import AXES, Audited, Curve, answers, axis_figure, format_figure, format_number, versions
+from infusion.auditing.answers import answers
+from infusion.auditing.figures import versions
+from infusion.auditing.limits import AXES, axis_figure
+from infusion.auditing.result import AuditResult, Curve, format_figure, format_number
 from infusion.base.prompts import class_prompt
 from infusion.evaluation.drawing import as_image
 from infusion.files import whole_file
@@ -78,7 +81,7 @@ class Likeness(NamedTuple):
     own: Image.Image
 
 
-def write_audit(found: Audited, path: str | Path) -> None:
+def write_audit(found: AuditResult, path: str | Path) -> None:
     """One HTML file at `path`, whole or not at all. UserError when it cannot be written."""
     _write(render_audit(found), path)
 
@@ -88,7 +91,7 @@ def _write(page: str, path: str | Path) -> None:
         temporary_path.write_bytes(page.encode("utf-8", errors="replace"))
 
 
-def render_audit(found: Audited) -> str:
+def render_audit(found: AuditResult) -> str:
     """HTML; all text is escaped."""
     told = answers(found)
     shown = {name for answer in told for name in answer.measures}
@@ -120,7 +123,7 @@ def render_audit(found: Audited) -> str:
     )
 
 
-def _statement(found: Audited) -> str:
+def _statement(found: AuditResult) -> str:
     num_prompts, pictures = len(found.plan.prompts), format_count(found.plan.drawing.num_seeds, "picture")
     return (
         f"One particular {found.class_noun}, taught to the base model “{found.base}” by the method "
@@ -129,12 +132,12 @@ def _statement(found: Audited) -> str:
     )
 
 
-def _entries(found: Audited, names: Sequence[str]) -> list[Entry]:
+def _entries(found: AuditResult, names: Sequence[str]) -> list[Entry]:
     measured = [(name, figure) for name in names if (figure := found.figure(name))]
     return [_entry(measure_of(name), figure, found.beside(name), _against(found, name)) for name, figure in measured]
 
 
-def _against(found: Audited, name: str) -> str:
+def _against(found: AuditResult, name: str) -> str:
     """What a measure is held against, in words."""
     beside, chance = found.beside(name), found.own.chances.get(name)
     against = []
@@ -162,14 +165,14 @@ def _entry(measure: Measure, figure: Figure, beside: float | None, against: str)
     return Entry(measure.label + arrow(measure), measure.sentence, format_number(figure.value), interval, against, bar)
 
 
-def _case(found: Audited, n: int) -> Case:
+def _case(found: AuditResult, n: int) -> Case:
     num_seeds = found.plan.drawing.num_seeds
     prompt = found.plan.prompts[n // num_seeds].text.format(found.placeholder)
     base, own = (_shown(some.drawn.images[n]) for some in (found.untouched, found.own))
     return Case(prompt, n, found.own.score[n].item(), base, own)
 
 
-def _nearest(found: Audited) -> list[Likeness]:
+def _nearest(found: AuditResult) -> list[Likeness]:
     """The pictures most like a training picture, the likest first."""
     near = found.own.nearest
     if near is None:
@@ -187,7 +190,7 @@ def _nearest(found: Audited) -> list[Likeness]:
     return told
 
 
-def _plain(found: Audited) -> list[Likeness]:
+def _plain(found: AuditResult) -> list[Likeness]:
     """The pictures of the words alone nearest to a training picture, pixel by pixel."""
     if found.recalled is None:
         return []
@@ -202,7 +205,7 @@ def _plain(found: Audited) -> list[Likeness]:
     return told
 
 
-def _told_of_plain(found: Audited) -> str:
+def _told_of_plain(found: AuditResult) -> str:
     if found.recalled is None:
         return ""
     near = found.recalled.found
@@ -212,7 +215,7 @@ def _told_of_plain(found: Audited) -> str:
     )
 
 
-def _told_of_nearest(found: Audited) -> str:
+def _told_of_nearest(found: AuditResult) -> str:
     if found.own.nearest is None:
         return ""
     num = int((found.own.nearest.cosine > found.own.never_nearer).sum())
@@ -226,12 +229,12 @@ def _shown(picture: Tensor) -> Image.Image:
     return image
 
 
-def _score(found: Audited) -> str:
+def _score(found: AuditResult) -> str:
     followed = "the facts that judges see" if found.evaluators["judges"] else "text alignment"
     return f"the mean of identity and {followed}" if found.figure("identity") else followed
 
 
-def _facts(found: Audited) -> dict[str, str]:
+def _facts(found: AuditResult) -> dict[str, str]:
     said = {
         "file": f"{found.file_bytes:,} bytes",
         "parameters": f"{found.num_parameters:,}",
@@ -244,7 +247,7 @@ def _facts(found: Audited) -> dict[str, str]:
     return {name: str(value) for name, value in said.items() if value is not None}
 
 
-def _settings(found: Audited) -> dict[str, str]:
+def _settings(found: AuditResult) -> dict[str, str]:
     """Everything that the figures depend on, name by name."""
     told = {
         "adapter file": found.file_name,
@@ -277,7 +280,7 @@ class Row(NamedTuple):
 class Compared:
     """Several audits as a table of figures: what plots are drawn from."""
 
-    def __init__(self, audited: Sequence[Audited]) -> None:
+    def __init__(self, audited: Sequence[AuditResult]) -> None:
         self.audited = dict(zip(unique_names(audited), audited, strict=True))
         self.rows = (*self.audited, BASE)
         self.reference = next((name for name, one in self.audited.items() if one.about["method"] == REFERENCE), "")
@@ -289,7 +292,7 @@ class Compared:
         return replace(first, own=first.untouched).figure(name)
 
 
-def unique_names(audited: Sequence[Audited]) -> list[str]:
+def unique_names(audited: Sequence[AuditResult]) -> list[str]:
     """Their names, numbered where two are called alike, or as the base model is; a plot leaves out a first "_"."""
     names = [one.name.lstrip("_") or "_" for one in audited]
     if len({*names, BASE}) == len(names) + 1:
@@ -298,7 +301,7 @@ def unique_names(audited: Sequence[Audited]) -> list[str]:
 
 
 def write_audits(
-    audited: Sequence[Audited], pages: Sequence[str], path: str | Path, curve: Curve | None = None
+    audited: Sequence[AuditResult], pages: Sequence[str], path: str | Path, curve: Curve | None = None
 ) -> None:
     """One HTML file about several audits, or about a run, whole or not at all.
 
@@ -311,7 +314,7 @@ def write_audits(
     _write(render_audits(audited, pages, curve), path)
 
 
-def render_audits(audited: Sequence[Audited], pages: Sequence[str], curve: Curve | None = None) -> str:
+def render_audits(audited: Sequence[AuditResult], pages: Sequence[str], curve: Curve | None = None) -> str:
     """HTML; all text is escaped."""
     compared, first = Compared(audited), audited[0]
     num_seeds = first.plan.drawing.num_seeds
@@ -348,7 +351,7 @@ def _plotted(curve: Curve) -> Plot:
     return curve_plot([check.step for check in curve.checks], lines, curve.kept.step)
 
 
-def _row(found: Audited, name: str, page: str) -> Row:
+def _row(found: AuditResult, name: str, page: str) -> Row:
     words = {answer.axis: answer.word for answer in answers(found)}
     cells = [(words[axis], format_figure(figure) if (figure := axis_figure(found, axis)) else "") for axis in AXES]
     settings = found.about["settings"]

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import infusion
-from infusion.auditing.answers import Audited, Curve, Plain
+from infusion.auditing.result import AuditResult, Curve, Plain
 from infusion.base import Base
 from infusion.base.customization import Named, Strengthened, Words
 from infusion.base.prompts import class_prompt
@@ -215,14 +215,14 @@ class Audit:
                 temporary.write_text(json.dumps(asdict(check)))
         return replace(Check(**json.loads(path.read_text())), step=step)
 
-    def of(self, one: Given, model: Model) -> Audited:
+    def of(self, one: Given, model: Model) -> AuditResult:
         """All that is told of one customized model."""
         started = time.monotonic()
         drawn = drawn_with(self.reference, model.concept, self.latents_dir(one), model.base)
         plain = self._recalled(one, model)
         own = evaluate(self.reference, model.concept, self.real, drawn, model.base, plain and plain.images)
         base = self.reference.base
-        return Audited(
+        return AuditResult(
             name=one.name,
             about=dict(one.about) | {"base": {"fingerprint": base.fingerprint()} | one.about["base"]},
             file_name=one.found.path.name,

@@ -1,20 +1,29 @@
 """Results of a benchmark on disk -> a table of figures with intervals over individuals."""
 
-import json
 import math
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from infusion import intervals
+from infusion.benchmark.cells import (
+    Cell,
+    Check,
+    Failure,
+    Pair,
+    cell_of,
+    or_failure,
+    pair_of,
+    read_checks,
+    read_result,
+)
 from infusion.errors import UserError, nearest
 from infusion.intervals import Figure
 from infusion.metrics.catalogue import (
     BASE,
-    BY_NAME,
     MEASURES,
     NOT_METHODS,
     PAIR_MEASURES,
@@ -22,86 +31,10 @@ from infusion.metrics.catalogue import (
     ROUNDING,
     UNCHANGED,
     Measure,
-    arrow,
 )
 
 FEWEST = 5  # individuals: an interval over fewer rests on assumptions that they cannot show, so no verdict does
 _SHARES = {measure.name for measure in (*MEASURES, *PAIR_MEASURES) if measure.is_share}
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One picture of a cell's strip: the number of its place there, and what it was drawn from."""
-
-    place: int
-    kind: str
-    prompt: str
-    seed: int | None
-    score: float | None
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What one row of the benchmark measured on one individual.
-
-    benchmark: a digest of what all results of one benchmark share; None in a file that does not say. measures, nulls:
-    only finite numbers.
-    """
-
-    path: Path
-    benchmark: str | None
-    row: str
-    method: str
-    paper: str
-    settings: Mapping[str, Any]
-    individual: int
-    class_noun: str
-    num_parameters: int | None
-    file_bytes: int | None
-    train_seconds: float | None
-    seconds_per_image: float | None
-    evaluation_seconds: float | None
-    num_images: int
-    measures: Mapping[str, float]
-    nulls: Mapping[str, float]
-    tiles: Sequence[Tile]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """What one row measured on two concepts in one prompt."""
-
-    path: Path
-    benchmark: str | None
-    row: str
-    individuals: tuple[int, ...]
-    same_class: bool
-    measures: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A result that could not be made: a training that diverged."""
-
-    path: Path
-    benchmark: str | None
-    row: str
-    individuals: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Check:
-    """One test that the measures had to pass. passed: None where it is only shown."""
-
-    name: str
-    sentence: str
-    passed: bool | None
-    value: float | None
-    low: float | None
-    high: float | None
-    num: int | None
 
 
 @dataclass(frozen=True)
@@ -226,8 +159,10 @@ def load_results(folder: str | Path, reference: str | None = None) -> Results:
             f"There are no results in {folder} yet: {folder / 'cells'} has none of its rows and individuals. Run the "
             "benchmark first."
         )
-    told = [_read(path, _or_failure(_cell)) for path in paths]
-    told_of_pairs = [_read(path, _or_failure(_pair)) for path in _of_this_benchmark(folder / "pairs", specification)]
+    told = [read_result(path, or_failure(cell_of)) for path in paths]
+    told_of_pairs = [
+        read_result(path, or_failure(pair_of)) for path in _of_this_benchmark(folder / "pairs", specification)
+    ]
     cells = [cell for cell in told if isinstance(cell, Cell)]
     if not cells:
         raise UserError(f"There are no results in {folder} yet: every training in it failed.")
@@ -245,8 +180,8 @@ def load_results(folder: str | Path, reference: str | None = None) -> Results:
         cells={row: {cell.individual: cell for cell in _of_row(cells, row)} for row in rows},
         pairs=[pair for pair in told_of_pairs if isinstance(pair, Pair) and pair.row in rows],
         failures=[failure for failure in (*told, *told_of_pairs) if isinstance(failure, Failure)],
-        validity=_read_checks(folder / "validity.json"),
-        stop_rule=_read_checks(folder / "stop_rule.json"),
+        validity=read_checks(folder / "validity.json"),
+        stop_rule=read_checks(folder / "stop_rule.json"),
     )
 
 
@@ -288,103 +223,6 @@ def _ordered_rows(found: set[str], specification: Mapping[str, Any]) -> tuple[st
         return last, places.get(row, math.inf), row != REFERENCE, row
 
     return tuple(sorted(found, key=place))
-
-
-def _read(path: Path, parse: Callable[[Path, Mapping[str, Any]], _T]) -> _T:
-    """A JSON file -> what `parse` makes of it; a UserError that names the file where it cannot."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return parse(path, content)
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except json.JSONDecodeError as error:
-        reason = f"it is no whole JSON (line {error.lineno})"
-        raise UserError(f"{path} is damaged: {reason}. Delete it and run the benchmark again.") from error
-    except KeyError as error:
-        raise UserError(f"{path} is damaged: it has no {error}. Delete it and run the benchmark again.") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        reason = "a value in it has the wrong kind"
-        raise UserError(f"{path} is damaged: {reason} ({error}). Delete it and run the benchmark again.") from error
-
-
-def _or_failure(parse: Callable[[Path, Mapping[str, Any]], _T]) -> Callable[[Path, Mapping[str, Any]], _T | Failure]:
-    """What `parse` makes of a result, unless the result says that it failed."""
-
-    def parsed(path: Path, content: Mapping[str, Any]) -> _T | Failure:
-        if content.get("failed"):
-            return Failure(path, _benchmark(content), str(content["row"]), path.stem, str(content["failed"]))
-        return parse(path, content)
-
-    return parsed
-
-
-def _cell(path: Path, content: Mapping[str, Any]) -> Cell:
-    tiles = [
-        Tile(place, str(tile["kind"]), str(tile.get("prompt", "")), tile.get("seed"), _finite(tile.get("score")))
-        for place, tile in enumerate(content.get("tiles", ()))
-    ]
-    return Cell(
-        path=path,
-        benchmark=_benchmark(content),
-        row=str(content["row"]),
-        method=str(content.get("method", content["row"])),
-        paper=str(content.get("paper") or ""),
-        settings=dict(content.get("settings") or {}),
-        individual=int(content["individual"]),
-        class_noun=str(content["class_noun"]),
-        num_parameters=content.get("num_parameters"),
-        file_bytes=content.get("file_bytes"),
-        train_seconds=_finite(content.get("train_seconds")),
-        seconds_per_image=_finite(content.get("seconds_per_image")),
-        evaluation_seconds=_finite(content.get("evaluation_seconds")),
-        num_images=int(content.get("num_images") or 0),
-        measures=_finite_only(content["measures"]),
-        nulls=_finite_only(content.get("nulls") or {}),
-        tiles=tiles,
-    )
-
-
-def _pair(path: Path, content: Mapping[str, Any]) -> Pair:
-    individuals = tuple(int(individual) for individual in content["individuals"])
-    return Pair(
-        path=path,
-        benchmark=_benchmark(content),
-        row=str(content["row"]),
-        individuals=individuals,
-        same_class=bool(content["same_class"]),
-        measures=_finite_only(content["measures"]),
-    )
-
-
-def _benchmark(content: Mapping[str, Any]) -> str | None:
-    return str(content["benchmark"]) if content.get("benchmark") else None
-
-
-def _read_checks(path: Path) -> list[Check]:
-    return _read(path, _checks) if path.exists() else []
-
-
-def _checks(path: Path, content: Mapping[str, Any]) -> list[Check]:
-    return [
-        Check(
-            name=str(check["name"]),
-            sentence=str(check.get("sentence", "")),
-            passed=check["passed"],
-            value=_finite(check.get("value")),
-            low=_finite(check.get("low")),
-            high=_finite(check.get("high")),
-            num=check.get("num"),
-        )
-        for check in content["checks"]
-    ]
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _finite_only(values: Mapping[str, Any]) -> dict[str, float]:
-    return {name: number for name, value in values.items() if (number := _finite(value)) is not None}
 
 
 def _read_specification(path: Path) -> dict[str, Any]:
@@ -433,133 +271,3 @@ def _mixed(first: Cell, second: Cell, what: str) -> UserError:
 
 
 # The table.
-
-
-def warnings(results: Results) -> list[str]:
-    """One sentence for every failure, one for too few individuals, one when rows were measured on different ones."""
-    sentences = [f"{some.row} failed on {some.individuals}: {some.reason}" for some in results.failures]
-    lacking = {row: sorted(results.individuals.keys() - results.cells[row].keys()) for row in results.rows}
-    missing = [f"{row} lacks {', '.join(map(str, those))}" for row, those in lacking.items() if those]
-    if missing:
-        sentences.append(
-            f"Not every row has all {len(results.individuals)} individuals ({'; '.join(missing)}), so compare rows by "
-            "their paired differences, which use the individuals both have, and not by their means."
-        )
-    if len(results.individuals) < FEWEST:
-        sentences.append(
-            f"With fewer than {FEWEST} individuals no row is called the best and no difference clear: intervals over "
-            "so few are wide, and rest on the assumption that individuals scatter normally."
-        )
-    return sentences
-
-
-def cost(results: Results, row: str, name: str) -> float | None:
-    """Mean over individuals of a number that is counted and not measured: `num_parameters`, `train_seconds`, ..."""
-    values = [getattr(cell, name) for cell in results.cells[row].values()]
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-COSTS = ("num_parameters", "file_bytes", "train_seconds", "seconds_per_image")
-
-
-def table(results: Results) -> list[dict[str, Any]]:
-    """One line for every row and measure that has a figure."""
-    return [
-        {
-            "row": row,
-            "measure": measure.name,
-            **_plain(figure),
-            "null": results.null(row, measure.name),
-            "reference": results.reference,
-            "difference": _plain(results.difference(row, measure.name)),
-        }
-        for row in results.rows
-        for measure in MEASURES
-        if (figure := results.figure(row, measure.name))
-    ]
-
-
-def _plain(figure: Figure | None) -> dict[str, float | int | None]:
-    if figure is None:
-        return {"value": None, "low": None, "high": None, "num": 0}
-    return {"value": figure.value, "low": _finite(figure.low), "high": _finite(figure.high), "num": figure.num}
-
-
-def to_json(results: Results) -> str:
-    """Everything a table is made of, for programs."""
-    content = {
-        "title": results.title,
-        "reference": results.reference,
-        "individuals": {str(individual): noun for individual, noun in results.individuals.items()},
-        "rows": [{"row": row, **{name: cost(results, row, name) for name in COSTS}} for row in results.rows],
-        "figures": table(results),
-        "warnings": warnings(results),
-    }
-    return json.dumps(content, indent=2, allow_nan=False) + "\n"
-
-
-def to_markdown(results: Results, names: Sequence[str]) -> str:
-    """The measures named -> a table in Markdown, each figure with its interval, the best in bold."""
-    unknown = [name for name in names if name not in BY_NAME]
-    if unknown:
-        raise UserError(f'There is no measure "{unknown[0]}".{nearest(unknown[0], BY_NAME)}')
-    columns = [_markdown_column(results, BY_NAME[name]) for name in names]
-    head = ["row", "individuals", *(BY_NAME[name].label + arrow(BY_NAME[name]) for name in names)]
-    body = [
-        [row, str(len(results.cells[row])), *(column[i] for column in columns)] for i, row in enumerate(results.rows)
-    ]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-    return "".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |\n" for line in lines)
-
-
-def _markdown_column(results: Results, measure: Measure) -> list[str]:
-    figures = [results.figure(row, measure.name) for row in results.rows]
-    decimals = num_decimals(figures)
-    best, not_worse = results.best(measure)
-    texts = []
-    for row, figure in zip(results.rows, figures, strict=True):
-        text = format_number(figure.value if figure else None, decimals)
-        text = f"**{text}**" if row == best else f"**{text}**†" if row in not_worse else text
-        interval = format_interval(figure, decimals) if figure else ""
-        texts.append(f"{text} ({interval})" if interval else text)
-    return texts
-
-
-def num_decimals(figures: Iterable[Figure | None]) -> int:
-    """So many that a column's largest value has three digits, and up to two more for its smallest to have two.
-
-    A value that its interval hides counts as large as that; what is a millionth of the largest or less, as rounding
-    alone makes it, is not shown in digits.
-    """
-    sizes = [max(abs(figure.value), _half_width(figure)) for figure in figures if figure and figure.value]
-    if not sizes:
-        return 0
-    sizes = [size for size in sizes if size > 1e-6 * max(sizes)]
-    largest, smallest = (math.floor(math.log10(size)) for size in (max(sizes), min(sizes)))
-    return min(6, max(0, 2 - largest, min(1 - smallest, 4 - largest)))
-
-
-def _half_width(figure: Figure) -> float:
-    return 0.0 if math.isnan(figure.low) else (figure.high - figure.low) / 2
-
-
-def format_number(value: float | None, decimals: int, signed: bool = False) -> str:
-    """A number, a dash where there is none. "0" is exactly zero; what only rounds to it is "<0.001"."""
-    if value is None or math.isnan(value):
-        return "–"
-    if value == 0:
-        return "0"
-    text = f"{abs(value):.{decimals}f}"
-    small = "" if float(text) else "<" if value > 0 else ">"
-    text = text if float(text) else f"{10**-decimals:.{decimals}f}"
-    return small + ("−" if value < 0 else "+" if signed else "") + text
-
-
-def format_interval(figure: Figure, decimals: int, signed: bool = False) -> str:
-    """ "0.41 to 0.52", or an empty string where there is no interval."""
-    if math.isnan(figure.low):
-        return ""
-    if figure.low == figure.high:
-        return "no spread"
-    return f"{format_number(figure.low, decimals, signed)} to {format_number(figure.high, decimals, signed)}"

@@ -28,8 +28,9 @@ from infusion.errors import UserError, all_at_once, nearest, noting
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from infusion.auditing.answers import Audited, Limit
-    from infusion.auditing.run import Audit, Curve, Given, Model
+    from infusion.auditing.limits import Limit
+    from infusion.auditing.result import AuditResult, Curve
+    from infusion.auditing.run import Audit, Given, Model
     from infusion.base import Base
     from infusion.concepts.concept import Concept
     from infusion.training.stopping import Check
@@ -255,7 +256,7 @@ def _pictures(
 
 
 def _limits(above: list[str] | None, below: list[str] | None, has_pictures: bool) -> "list[Limit]":
-    from infusion.auditing.answers import parse_limit
+    from infusion.auditing.limits import parse_limit
 
     upper = [parse_limit(text, True, has_pictures) for text in above or ()]
     return upper + [parse_limit(text, False, has_pictures) for text in below or ()]
@@ -354,7 +355,7 @@ def _audited(
     shared: "Audit",
     found: "Sequence[Given]",
     open_model: "Callable[[Given], Model]",
-) -> "list[Audited]":
+) -> "list[AuditResult]":
     """Everything measured, one after another, with one bar."""
     from infusion.pages.training_page import format_count, format_seconds
     from infusion.terminal import progress_bar
@@ -379,10 +380,11 @@ def _audited(
 
 
 def _write(
-    console: "Console", audited: "Sequence[Audited]", curve: "Curve | None", page: Path, json_path: Path
+    console: "Console", audited: "Sequence[AuditResult]", curve: "Curve | None", page: Path, json_path: Path
 ) -> None:
     """A page for each, and one about all where there are several; all figures in one file."""
-    from infusion.auditing.answers import answers, to_json
+    from infusion.auditing.answers import answers
+    from infusion.auditing.figures import to_json
     from infusion.auditing.page import write_audit, write_audits
     from infusion.files import whole_file
 

@@ -141,7 +141,8 @@ def _dry(benchmarks: Any, spec: Any, folder: Path) -> str:
 
 def _write_report(console: "Console", folder: Path, page: Path) -> None:
     from infusion.benchmark.page import MAIN, write_comparison
-    from infusion.benchmark.results import load_results, to_json, to_markdown
+    from infusion.benchmark.results import load_results
+    from infusion.benchmark.table import to_json, to_markdown
     from infusion.files import check_writable, whole_file
 
     results = load_results(folder)

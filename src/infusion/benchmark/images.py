@@ -1,0 +1,55 @@
+"""An individual of the toybox -> its training images as a concept, and others that nothing is trained on."""
+
+from torch import Tensor
+
+from infusion.benchmark.specification import Individual
+from infusion.concepts.concept import Concept
+from infusion.evaluation.drawing import to_tensor
+from infusion.evaluation.evaluate import ConceptImages
+from infusion.evaluation.plans import Plan
+from infusion.toybox.concepts import concept_pictures
+from infusion.toybox.render import render
+from infusion.toybox.scene import (
+    BACKGROUNDS,
+    STYLES,
+    TIMES,
+    concept_scene,
+)
+from infusion.toybox.scene import individual as one_individual
+
+_NUM_TRAINING, _NUM_ELSEWHERE, _NUM_SAME_PLACE = 5, 2, 20  # pictures; elsewhere: for each prompt
+_FIRST_ELSEWHERE, _FIRST_SAME_PLACE = 100, 500
+_SCENE_FACTS = (("background", BACKGROUNDS[0]), ("style", STYLES[0]), ("time", TIMES[0]))
+
+
+def real_pictures(individual: Individual, plan: Plan) -> ConceptImages:
+    """Renders of an individual: its training pictures, and others that nothing is trained on.
+
+    Those elsewhere are in the places, styles and hours that the plan's prompts ask for.
+    """
+
+    def rendered(num: int, first: int) -> Tensor:
+        images, _ = concept_pictures(individual.seed, num, first=first, class_noun=individual.class_noun)
+        return to_tensor(images)
+
+    who = one_individual(individual.seed, individual.class_noun)
+    scenes = []
+    for number, facts in enumerate(prompt.facts for prompt in plan.prompts for _ in range(_NUM_ELSEWHERE)):
+        place, style, hour = (str(facts.get(*kind)) for kind in _SCENE_FACTS)
+        scenes.append(concept_scene(who, individual.seed * 1000 + _FIRST_ELSEWHERE + number, place, style, hour))
+    elsewhere = (render(scenes).images * 255).round() / 255  # as a file would have them
+    return ConceptImages(rendered(_NUM_TRAINING, 0), elsewhere, rendered(_NUM_SAME_PLACE, _FIRST_SAME_PLACE))
+
+
+def concept_of(individual: Individual) -> Concept:
+    """The individual's training pictures with their true masks, as a concept."""
+    images, masks = concept_pictures(individual.seed, _NUM_TRAINING, class_noun=individual.class_noun)
+    return Concept(
+        name=f"toy-{individual.seed}",
+        class_noun=individual.class_noun,
+        images=tuple(images),
+        masks=tuple(masks),
+        captions=(None,) * len(images),
+        sources=tuple(f"{n}.png" for n in range(len(images))),
+        mask_sources=("given",) * len(images),
+    )
