@@ -98,11 +98,6 @@ LARGE = {
     "toybox/scene.py": "one world, told in one place",
     "generation/pipeline.py: sample_prompts": "settings by keyword, as pipelines of diffusers have them",
     "training/loop.py: train": "what a caller has already is given by keyword, and made where it is not",
-    "cli/main.py": "to be split",
-    "cli/main.py: train": "to be split",
-    "cli/audit.py": "to be split",
-    "cli/audit.py: audit": "to be split",
-    "cli/train_folder.py: train_folder": "to be split",
 }
 
 

@@ -265,7 +265,7 @@ def test_generating_again_takes_the_base_of_the_adapter(single_file, base_dir, b
 def test_evaluate_takes_it(single_file, base, concept, tmp_path):
     """As far as loading: that it cannot be loaded so says that it was tried."""
     save_adapter(random_adapter(base, concept), tmp_path / "my-cat.safetensors", base)
-    words = ["evaluate", tmp_path / "my-cat.safetensors", "--base", single_file, "--base-config", tmp_path / "nowhere"]
+    words = ["audit", tmp_path / "my-cat.safetensors", "--base", single_file, "--base-config", tmp_path / "nowhere"]
     result = CliRunner().invoke(app, [*map(str, words), "-o", str(tmp_path / "page.html")])
     assert isinstance(result.exception, UserError) and f'looked for in "{tmp_path / "nowhere"}"' in str(
         result.exception

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from infusion.base import load_base
-from infusion.cli.audit import _page_of
+from infusion.cli.audit_given import page_of
 from infusion.concepts.concept import Concept
 from infusion.evaluation import plans as evaluation_defaults
 from infusion.methods.adapter_file import save_adapter
@@ -241,13 +241,13 @@ def test_infusion_is_trained_once_and_stands_beside_and_no_limit_is_its(run, lor
     assert "Training Infusion" not in run(*words)[1], "it is there already"
 
 
-def test_the_page_of_a_name_lies_here(toy, monkeypatch, tmp_path):
+def test_thepage_of_a_name_lies_here(toy, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "v1.5").mkdir()
-    assert _page_of([Path("user/my-cat@main")]) == Path("user-my-cat-main-audit.html")
-    assert _page_of([Path("user/my-cat/a.safetensors")]) == Path("user-my-cat-a-audit.html")
-    assert _page_of([toy[0]]) == Path("my-cat-audit.html") and _page_of([toy[0], toy[0]]) == Path("audit.html")
-    assert _page_of([Path("v1.5")]) == Path("v1.5-audit.html") and _page_of([Path()]).stem.startswith(tmp_path.name)
+    assert page_of([Path("user/my-cat@main")]) == Path("user-my-cat-main-audit.html")
+    assert page_of([Path("user/my-cat/a.safetensors")]) == Path("user-my-cat-a-audit.html")
+    assert page_of([toy[0]]) == Path("my-cat-audit.html") and page_of([toy[0], toy[0]]) == Path("audit.html")
+    assert page_of([Path("v1.5")]) == Path("v1.5-audit.html") and page_of([Path()]).stem.startswith(tmp_path.name)
 
 
 def test_what_a_file_does_not_say_is_asked_for(run, lora):

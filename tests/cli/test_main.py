@@ -17,8 +17,10 @@ from conftest import Run, picture
 from PIL import Image
 from safetensors.torch import load_file
 
-from infusion.cli import main as cli
-from infusion.cli.main import app, main, merged_settings, parse_seeds
+from infusion.cli import method_settings, train_one
+from infusion.cli.generate import parse_seeds
+from infusion.cli.main import app, main
+from infusion.cli.method_settings import merged_settings
 from infusion.errors import UserError
 from infusion.methods import METHODS
 from infusion.training import showcase, stopping
@@ -85,7 +87,10 @@ def test_a_flag_goes_before_set_and_that_before_the_file(tmp_path: Path) -> None
 
 
 def test_every_setting_is_a_flag_without_a_default_of_its_own() -> None:
-    fields = {"method", *(field.name for cls in cli._classes_with_flags() for field in dataclasses.fields(cls))}
+    fields = {
+        "method",
+        *(field.name for cls in method_settings._classes_with_flags() for field in dataclasses.fields(cls)),
+    }
     params = {param.name: param for param in typer.main.get_command(app).commands["train"].params}  # type: ignore[attr-defined]
     assert fields <= set(params)
     assert {params[name].default for name in fields} == {None}
@@ -95,7 +100,7 @@ def test_help_tells_what_the_settings_tell(run: Run) -> None:
     code, text, _ = run("train", "--help")
     text = " ".join(text.split())
     assert code == 0
-    for cls in cli._classes_with_flags():
+    for cls in method_settings._classes_with_flags():
         for field in dataclasses.fields(cls):
             assert " ".join(field.metadata["help"].rstrip(".").split()) in text.replace("- ", "-")
             assert re.search(rf"\[default: {field.default}[\];]", text)
@@ -135,7 +140,7 @@ def test_unknown_words(run: Run, words: list[str]) -> None:
 
 
 def test_all_mistakes_at_once_and_nothing_is_loaded(run: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "load_base_on", lambda *args: pytest.fail("something was loaded"))
+    monkeypatch.setattr(train_one, "load_base_on", lambda *args: pytest.fail("something was loaded"))
     (pictures / "1.txt").write_text("a dog")
     given = ["--set", "learning_rat=1", "--max-train-steps", "0", "--mixed-precision", "fp61", "--page", "my_cat"]
     code, _, error = run("train", pictures, "--class-noun", "cat", *given, "-o", "x.pt")
@@ -181,7 +186,7 @@ def test_mistakes(run: Run, pictures: Path, given: list[str], words: str) -> Non
 
 
 def test_our_own_faults_keep_their_traceback(run: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_read_concept", lambda *args: 1 / 0)
+    monkeypatch.setattr(train_one, "_read_concept", lambda *args: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["infusion", "train", str(pictures), "--class-noun", "cat"])
     with pytest.raises(ZeroDivisionError):
         main()

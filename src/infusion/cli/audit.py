@@ -11,6 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from infusion.cli.audit_given import (
+    base_of,
+    check_noun,
+    check_outputs,
+    class_noun_of,
+    limits_of,
+    page_of,
+    real_images,
+    targets_at,
+)
+from infusion.cli.interrupt import INTERRUPTED
 from infusion.cli.options import (
     BASES,
     DEFAULT_CLIP,
@@ -23,7 +34,7 @@ from infusion.cli.options import (
     load_base_on,
     watching_encoders,
 )
-from infusion.errors import UserError, all_at_once, nearest, noting
+from infusion.errors import all_at_once, noting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +48,6 @@ if TYPE_CHECKING:
 
 _MOST_SEEDS = 1000
 _LIMIT_EXCEEDED = 3
-_INTERRUPTED = 130
 
 
 def audit(
@@ -119,7 +129,7 @@ def audit(
     from infusion.evaluation.plans import plan_for, read_prompts
     from infusion.terminal import plain_console
 
-    page = output or _page_of(paths)
+    page = output or page_of(paths)
     json_path = json_ or Path(f"{page}".removesuffix(page.suffix) + ".json")
     mistakes: list[str] = []
     found: list[Given] = []
@@ -127,23 +137,23 @@ def audit(
     limits: list[Limit] = []
     for path in paths:
         with noting(mistakes):
-            found += _given(path, class_noun, trigger, scale)
+            found += targets_at(path, class_noun, trigger, scale)
     is_run = any(map(foreign.is_run, paths))
     with noting(mistakes):
-        noun = _class_noun(found, is_run and len(paths) > 1)
+        noun = class_noun_of(found, is_run and len(paths) > 1)
     with noting(mistakes):
-        name = _base(base, found)
-        _check_noun(name, noun)
+        name = base_of(base, found)
+        check_noun(name, noun)
     with noting(mistakes):
-        concept = _pictures(pictures, found, noun, is_run, beside_infusion)
+        concept = real_images(pictures, found, noun, is_run, beside_infusion)
     with noting(mistakes):
         wanted = read_prompts(prompts, noun) if prompts is not None else None
     with noting(mistakes):
-        limits = _limits(fail_above, fail_below, pictures is not None)
+        limits = limits_of(fail_above, fail_below, pictures is not None)
     with noting(mistakes):
         check_choice("mixed_precision", mixed_precision, PRECISIONS)
     with noting(mistakes):
-        _check_outputs(page, json_path, work_dir)
+        check_outputs(page, json_path, work_dir)
     if mistakes:
         raise all_at_once(mistakes, "this command")
     assert name is not None and noun is not None
@@ -171,121 +181,17 @@ def audit(
         audited = _audited(console, shared, found, open_model)
     except KeyboardInterrupt:
         console.print(f"Interrupted. What was whole by then is kept in {work_dir}; the same command goes on.")
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
     _write(console, audited, curve, page, json_path)
-    exceeded = [
-        f"{one.name}: {sentence}"
-        for one in audited[: len(judged)]
-        for limit in limits
-        if (sentence := limit.sentence(one))
-    ]
-    if exceeded:
-        print("\n".join(exceeded), file=sys.stderr)
+    _check_limits(audited[: len(judged)], limits)
+
+
+def _check_limits(audited: "Sequence[AuditResult]", limits: "Sequence[Limit]") -> None:
+    """Exit code 3, and a sentence for each limit that is exceeded."""
+    found = [f"{one.name}: {sentence}" for one in audited for limit in limits if (sentence := limit.sentence(one))]
+    if found:
+        print("\n".join(found), file=sys.stderr)
         raise typer.Exit(_LIMIT_EXCEEDED)
-
-
-# --- what is given ---
-
-
-def _given(path: Path, class_noun: str | None, trigger: str | None, scale: float) -> "list[Given]":
-    """A file or folder, or one on the Hub; of a folder of checkpoints, each."""
-    from infusion.auditing.run import given
-    from infusion.foreign import checkpoints, is_run
-
-    return [given(one, class_noun, trigger, scale) for one in (checkpoints(path) if is_run(path) else [path])]
-
-
-def _class_noun(found: "Sequence[Given]", several_runs: bool) -> str | None:
-    if several_runs:
-        raise UserError("A folder of checkpoints is audited by itself: give it alone, or single files to compare.")
-    for one in found:
-        if one.class_noun != found[0].class_noun:
-            raise UserError(
-                f'"{found[0].name}" is a {found[0].class_noun} and "{one.name}" a {one.class_noun}: compare those of '
-                "one class."
-            )
-    return found[0].class_noun if found else None
-
-
-def _base(base: str | None, found: "Sequence[Given]") -> str | None:
-    """What everything was trained on: what the person says, or a file of ours."""
-    if not found:
-        return base
-    said = base or next((one.about["base"]["id"] for one in found if one.is_ours), None)
-    if said is None:
-        raise UserError("Say what it was trained on: --base with a folder, a hub id or a checkpoint file.")
-    return str(said)
-
-
-def _check_noun(base: str | None, class_noun: str | None) -> None:
-    """The toybox's judges know its own classes only."""
-    from infusion.toybox.scene import CLASSES
-
-    if base == TOYBOX and class_noun is not None and class_noun not in CLASSES:
-        raise UserError(
-            f'The class noun is "{class_noun}", which the judges of the toybox cannot see.'
-            f"{nearest(class_noun, CLASSES)} They know: {', '.join(CLASSES)}."
-        )
-
-
-def _pictures(
-    folder: Path | None, found: "Sequence[Given]", class_noun: str | None, is_run: bool, beside_infusion: bool
-) -> "Concept | None":
-    """The real pictures; a caption that tells of another thing than a file of ours is a folder given by mistake."""
-    from infusion.base.prompts import name_concept
-    from infusion.concepts.concept import load_concept
-
-    if folder is None:
-        if is_run or beside_infusion:
-            wanted = "To choose among checkpoints" if is_run else "To train Infusion beside it"
-            raise UserError(f"{wanted} takes the pictures of the subject: give --pictures FOLDER.")
-        return None
-    ours = next((one.about["concept_name"] for one in found if one.is_ours), None)
-    concept = load_concept(folder, class_noun or "thing", ours or "concept")
-    for warning in concept.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    if len(concept.images) < 2:
-        raise UserError(f"{folder} has one picture; a scale of likeness needs two or more of the same subject.")
-    mistakes: list[str] = []
-    for source, caption in zip(concept.sources, concept.captions, strict=True):
-        with noting(mistakes, f"{source}: "):
-            name_concept(caption or concept.placeholder, concept.placeholder, concept.class_noun)
-    if mistakes and (ours or beside_infusion):
-        raise UserError(f'The pictures in {folder} are not of the class "{class_noun}". {mistakes[0]}')
-    return concept
-
-
-def _limits(above: list[str] | None, below: list[str] | None, has_pictures: bool) -> "list[Limit]":
-    from infusion.auditing.limits import parse_limit
-
-    upper = [parse_limit(text, True, has_pictures) for text in above or ()]
-    return upper + [parse_limit(text, False, has_pictures) for text in below or ()]
-
-
-def _page_of(paths: Sequence[Path]) -> Path:
-    """In the folder where the command is run; for several, one page about all."""
-    if len(paths) > 1:
-        return Path("audit.html")
-    path = paths[0]
-    if path.exists():
-        name = path.stem if path.is_file() else path.resolve().name
-    else:
-        name = "-".join(path.parts).replace("@", "-").removesuffix(".safetensors")  # on the Hub
-    return Path(f"{name}-audit.html")
-
-
-def _check_outputs(page: Path, json_path: Path, work_dir: Path) -> None:
-    from infusion.files import check_writable
-
-    if not page.suffix:
-        raise UserError(f"{page} is no name for a page: give one like audit.html.")
-    for path in (page, json_path, work_dir / "latents.safetensors"):
-        check_writable(path)
-    if page.resolve() == json_path.resolve():
-        raise UserError(f"The page and its figures cannot both be {page}; give the page another name.")
-
-
-# --- what is done ---
 
 
 def _curve(

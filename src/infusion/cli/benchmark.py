@@ -2,23 +2,19 @@
 
 import os
 import shlex
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from infusion.benchmark import PRESETS_DIR
+from infusion.cli.interrupt import INTERRUPTED, reported_when_stopped
 from infusion.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_INTERRUPTED = 130
 _TOLD_FAILURES = 10
 
 
@@ -53,7 +49,7 @@ def benchmark(
     words += ["--processes", str(processes)] if processes > 1 else []
     results = benchmarks.run(path, folder, processes)
     try:
-        with _told_when_stopped(), progress_bar(console, "Measuring") as advance, closing(results):
+        with reported_when_stopped(), progress_bar(console, "Measuring") as advance, closing(results):
             for now in results:
                 what = _named(now.unit)
                 if now.failed:
@@ -62,7 +58,7 @@ def benchmark(
     except KeyboardInterrupt:
         console.print(f"Interrupted. What was made is kept in {folder}; this goes on from there: {shlex.join(words)}")
         console.print(f"A page of what is there: {shlex.join(['infusion', 'report', str(folder)])}")
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
     if failed:
         console.print(f"{format_count(len(failed), 'result')} could not be measured; their cells say so:")
         console.print("\n".join(f"  - {line}" for line in failed[:_TOLD_FAILURES]))
@@ -99,22 +95,6 @@ def _specification(spec: str) -> tuple[Path, Path]:
 
 
 # --- what is done ---
-
-
-@contextmanager
-def _told_when_stopped() -> Iterator[None]:
-    """At the first Ctrl-C: says that what is being made is still made whole. A second one stops at once."""
-
-    def note(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)
-        print("\nStopping when what is being made is whole; once more to stop at once.", file=sys.stderr)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _named(unit: Any) -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infusion.errors import UserError, nearest
+from infusion.errors import UserError, all_at_once, nearest, noting
 from infusion.evaluation.names import DEFAULT_CLIP, DEFAULT_ENCODER, TOYBOX, evaluator_names
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from infusion.base import Base
+    from infusion.concepts.concept import Concept
     from infusion.evaluation.evaluators import Evaluators
 
 PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -25,6 +26,11 @@ BaseConfigOption = Annotated[
         help="For a checkpoint in one file: a folder or hub id in the diffusers layout with its configuration. "
         "[default: diffusers' choice, on the Hub]",
     ),
+]
+
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps ... [default: the fastest there is]"),
 ]
 
 
@@ -71,3 +77,15 @@ def find_evaluators(
         f"Loading {' and '.join(dict.fromkeys(name for name in (names['clip'], names['encoder']) if name))} ..."
     )
     return evaluators.find_evaluators(names, device), names
+
+
+def check_captions(concept: "Concept") -> None:
+    """Raise UserError for captions that name neither the placeholder nor the class noun, all at once."""
+    from infusion.base.prompts import name_concept
+
+    mistakes: list[str] = []
+    for source, caption in zip(concept.sources, concept.captions, strict=True):
+        with noting(mistakes, f"{source}: "):
+            name_concept(caption or concept.placeholder, concept.placeholder, concept.class_noun)
+    if mistakes:
+        raise all_at_once(mistakes, "the captions")

@@ -1,26 +1,26 @@
 """Words on a command line + a folder of concept folders -> an adapter file of each: `infusion train`, for many."""
 
 import dataclasses
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from infusion.cli.options import PRECISIONS, check_choice, load_base_on
+from infusion.cli.interrupt import INTERRUPTED, terminable
+from infusion.cli.options import PRECISIONS, check_captions, check_choice, load_base_on
 from infusion.cli.prepare import find_masks
+from infusion.cli.train_options import ReadSettings, TrainOptions
 from infusion.errors import UserError, all_at_once, noting
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from infusion.base import Base
-    from infusion.concepts.concept import Concept
     from infusion.concepts.list import Listed
     from infusion.methods.method import Method
     from infusion.training.loop import Progress
@@ -28,21 +28,10 @@ if TYPE_CHECKING:
     from infusion.training.together import Job
 
 _OF_ONE = ("name", "masks", "page", "preview_steps", "clip", "encoder", "report_to")
-_INTERRUPTED = 130
 
 
-def train_folder(
-    folder: Path,
-    given: Mapping[str, Any],
-    settings: Callable[[], "tuple[Method, TrainingSettings]"],
-    check: "Callable[[Concept], None]",
-) -> None:
+def train_folder(options: TrainOptions, read_settings: ReadSettings) -> None:
     """Learn every concept of a folder or list, several at a time.
-
-    Args:
-        given: the command's options by name.
-        settings: reads the method and the settings of training from them.
-        check: raises a UserError where a concept cannot be trained as it is.
 
     Raises:
         UserError: something given is wrong, told before anything is loaded; some concepts could not be learnt, told
@@ -55,20 +44,20 @@ def train_folder(
     from infusion.training.processes import processes
 
     mistakes: list[str] = []
-    output_dir = given["output"] or Path("adapters")
-    precision, crop = given["mixed_precision"], given["crop"]
+    folder, output_dir = options.folder, options.output or Path("adapters")
+    precision, crop = options.mixed_precision, options.crop
     concepts: Sequence[Listed] = ()
     with noting(mistakes):
-        method, training = settings()
+        method, training = read_settings()
         if not method.trains_together:
             raise UserError(
                 f"{method.name} trains one concept at a time: give one of the folders in {folder}, or leave --method "
                 "out."
             )
     with noting(mistakes):
-        _check_options(folder, given)
+        _check_options(options)
     with noting(mistakes):
-        if processes(None, None, given["device"]).num > 1:
+        if processes(None, None, options.device).num > 1:
             raise UserError("Concepts are trained together in one process: start it without accelerate launch.")
     with noting(mistakes):
         check_choice("mixed_precision", precision, PRECISIONS)
@@ -81,34 +70,41 @@ def train_folder(
             )
         check_writable(output_dir / "any.safetensors")
     with noting(mistakes):
-        concepts = listed_concepts(folder, given["class_noun"], check)
+        concepts = listed_concepts(folder, options.class_noun, check_captions)
     if mistakes:
         raise all_at_once(mistakes, "this command")
 
-    console = plain_console()
-    run = _Run(concepts, method, training, output_dir, crop, precision, given["segmenter"], given["resume"])
+    run = _Run(concepts, method, training, output_dir, crop, precision, options.segmenter, options.resume)
+    _learn(plain_console(), run, options)
+
+
+def _learn(console: "Console", run: "_Run", options: TrainOptions) -> None:
+    """Learn what is not there yet."""
+    concepts, output_dir = run.concepts, run.output_dir
     if there := len(concepts) - len(run.waiting):
         console.print(f"{there} of {len(concepts)} are in {output_dir} already; --no-resume makes them anew.")
     for one in run.waiting:
         console.print(f"<{one.name}>, a {one.class_noun}: {run.path(str(one.name))}")
-    if given["dry_run"] or not run.waiting:
+    if options.dry_run or not run.waiting:
         return
-    base = load_base_on(console, given["base"], given["device"], PRECISIONS[precision], given["base_config"])
-    if given["gradient_checkpointing"]:
+    precision = PRECISIONS[options.mixed_precision]
+    base = load_base_on(console, options.base, options.device, precision, options.base_config)
+    if options.gradient_checkpointing:
         base.network.enable_gradient_checkpointing()
     try:
-        run.learn(console, base, given["concepts_per_batch"])
+        run.learn(console, base, options.concepts_per_batch)
     except KeyboardInterrupt:
         console.print(f"Interrupted. What was learnt is kept in {output_dir}; the same command goes on from there.")
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
     console.print(f"{len(run.files)} of {len(run.waiting)} concepts learnt, one file each, in {output_dir}.")
     if run.mistakes:
-        raise all_at_once(run.mistakes, str(folder))
+        raise all_at_once(run.mistakes, str(options.folder))
 
 
-def _check_options(folder: Path, given: Mapping[str, Any]) -> None:
-    wrong = [f"--{name.replace('_', '-')}" for name in _OF_ONE if given[name] is not None]
-    wrong += ["--stop"] if given["stop"] != "last" else []
+def _check_options(options: TrainOptions) -> None:
+    folder = options.folder
+    wrong = [f"--{name.replace('_', '-')}" for name in _OF_ONE if getattr(options, name) is not None]
+    wrong += ["--stop"] if options.stop != "last" else []
     if wrong:
         raise UserError(f"{folder} holds several concepts, and {', '.join(wrong)} can be said of one: leave it out.")
 
@@ -142,7 +138,7 @@ class _Run:
 
         steps = train_together(base, self._jobs(base), concepts_per_batch)
         pace = _Pace(len(self.waiting), self.method.max_train_steps)
-        with _stoppable(), progress_bar(console, "Learning") as advance, closing(steps):
+        with terminable(), progress_bar(console, "Learning") as advance, closing(steps):
             for job, now in steps:
                 name = job.concept.name
                 if isinstance(now, UserError):
@@ -212,13 +208,3 @@ class _Pace:
             return ""
         per_step = (time.monotonic() - self._started) / self._made
         return f"{3600 / per_step / self._per_concept:.1f} concepts/h, {format_seconds(self._left * per_step)} left"
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM stops as Ctrl-C does: what is in training writes its checkpoint."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -138,6 +138,13 @@ def load_adapter(path: str | Path, base: Base, any_base: bool = False) -> Adapte
         UserError: the file is unusable (`read_adapter_file`), or is for another base.
     """
     about, tensors = read_adapter_file(path)
+    return restored(about, tensors, base, any_base, path)
+
+
+def restored(
+    about: Mapping[str, Any], tensors: Mapping[str, Tensor], base: Base, any_base: bool = False, path: str | Path = ""
+) -> Adapter:
+    """The adapter of what `read_adapter_file` read of `path`, for a base; as `load_adapter`."""
     if about["method"] not in METHODS:
         raise UserError(f'{path} was made by the method "{about["method"]}"; known are: {", ".join(METHODS)}.')
     method = from_mapping(METHODS[about["method"]], about["settings"])
