@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from infusion import Infusion, generate, load_base, load_concept, train
-from infusion.pages.training_page import contact_sheet
+from infusion.pages.images import contact_sheet
 from infusion.toybox.concepts import write_concept
 from infusion.toybox.scene import individual
 

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from infusion.benchmark.images import real_images
 
-from infusion.benchmark.images import real_pictures
+from infusion.benchmark.individuals import Individual
 from infusion.benchmark.run import Workshop, trained
-from infusion.benchmark.specification import Individual, Row, Specification, load_specification
+from infusion.benchmark.specification import Row, Specification, load_specification
 from infusion.evaluation.drawing import decoded, draw
 from infusion.evaluation.evaluate import Drawn, gather
 from infusion.evaluation.reference import Reference
@@ -52,7 +53,7 @@ def measured(shop: Workshop, row: Row, individual: Individual, shares: Sequence[
         for share in shares
     }
     images[BASE] = reference.images
-    real, found = real_pictures(individual, plan), {}
+    real, found = real_images(individual, plan), {}
     for name, some in images.items():
         evidence = gather(reference, real, Drawn(some, reference.class_images))
         measures = measure(evidence, {name: METRICS[name] for name in ("facts", "identity")})

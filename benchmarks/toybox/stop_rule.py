@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from infusion.benchmark.images import concept_of, real_images
 
-from infusion.benchmark.images import concept_of, real_pictures
+from infusion.benchmark.individuals import Individual
 from infusion.benchmark.results import FEWEST
 from infusion.benchmark.run import Workshop
-from infusion.benchmark.specification import Individual, Row, Specification, load_specification
+from infusion.benchmark.specification import Row, Specification, load_specification
 from infusion.evaluation.evaluate import drawn_with, gather
 from infusion.files import whole_file
 from infusion.intervals import mean
@@ -58,7 +59,7 @@ def judged(shop: Workshop, adapter: Adapter, individual: Individual) -> dict[str
     """Identity, facts and their harmonic mean, by the judges b."""
     reference = shop.reference(individual.class_noun)
     drawn = drawn_with(reference, adapter)
-    evidence = gather(reference, real_pictures(individual, reference.plan), drawn)
+    evidence = gather(reference, real_images(individual, reference.plan), drawn)
     found = measure(evidence, {name: METRICS[name] for name in ("facts", "identity")})
     facts, identity = found["facts"].value, found["identity"].value
     shares = max(0.0, min(1.0, identity)), facts

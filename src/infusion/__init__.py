@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from infusion.auditing.run import audit as audit
     from infusion.base import Base as Base
     from infusion.base import Denoiser as Denoiser
     from infusion.base import load_base as load_base
@@ -63,6 +64,7 @@ _HOMES = {
     "generate": "generation.pipeline",
     "customize": "generation.diffusers_pipeline",
     "evaluate": "evaluation.evaluate",
+    "audit": "auditing.run",
     "push_adapter": "sharing.repository",
 }
 __all__ = list(_HOMES)

@@ -9,12 +9,14 @@ import torch
 from test_audit_page import CHANCES, MEASURED, evaluated
 
 from infusion.auditing.answers import answers
-from infusion.auditing.figures import to_json
 from infusion.auditing.limits import AXES, Limit, axis_figure, parse_limit
 from infusion.auditing.page import render_audit
-from infusion.auditing.result import AuditResult, Curve, format_number
+from infusion.auditing.record import record_of, to_json
+from infusion.auditing.result import AuditResult, Curve
 from infusion.errors import UserError
 from infusion.intervals import Figure
+from infusion.pages.numbers import format_number
+from infusion.sharing.audit_record import AuditRecord
 from infusion.training.stopping import Check
 
 QUESTIONS = ("learnt", "followed", "leaked", "moved", "confined", "copied")
@@ -140,6 +142,14 @@ def test_json_has_every_figure():
     }
     assert told["seeds"] == [0, 1, 2, 3] and told["plan"]["drawing"]["num_seeds"] == 2 and "torch" in whole["versions"]
     assert told["adapter"]["settings"] == {"layers": "all"} and len(told["answers"]) == 6
+
+
+def test_what_is_read_of_the_json_is_what_was_written():
+    for found in (evaluated(), evaluated(pictures=False), evaluated(identity=None, copied=None)):
+        told = json.loads(to_json([found]))["audits"][0]
+        read = AuditRecord.from_json(told)
+        assert json.loads(json.dumps(read.to_json()).replace("NaN", "null")) == told
+        assert read.measures == record_of(found).measures and read.adapter == record_of(found).adapter
 
 
 def test_json_tells_the_checkpoints_of_a_run():

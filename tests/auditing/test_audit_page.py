@@ -11,14 +11,16 @@ import pytest
 import torch
 from PIL import Image, ImageStat
 
-from infusion.auditing.figures import to_json
-from infusion.auditing.page import render_audit, render_audits, unique_names, write_audit
+from infusion.auditing.comparison_page import render_audits, unique_names
+from infusion.auditing.page import render_audit, write_audit
+from infusion.auditing.record import to_json
 from infusion.auditing.result import AuditResult, Curve, Plain
 from infusion.evaluation.evaluate import Drawn, Evaluation
 from infusion.evaluation.plans import Drawing, Plan, Wanted
 from infusion.intervals import Figure
-from infusion.metrics import Nearest, recalled
 from infusion.metrics.catalogue import NOTES
+from infusion.metrics.copies import Nearest
+from infusion.metrics.memorisation import recalled
 from infusion.training.stopping import Check
 
 UNMOVED = {f"lfd_s{n}{kind}": Figure(0.0, 0.0, 0.0, 2) for n in (1, 2, 3) for kind in ("", "_relative", "_kl")}

@@ -8,8 +8,11 @@ import torch
 from safetensors.torch import save_file
 from test_evaluate import PLAN, evaluators  # noqa: F401 (a fixture)
 
-from infusion.auditing.figures import to_json
-from infusion.auditing.run import Audit, by_step, given, opened
+from infusion.auditing import run
+from infusion.auditing.answers import answers
+from infusion.auditing.record import to_json
+from infusion.auditing.run import Audit, by_step
+from infusion.auditing.target import given, opened
 from infusion.errors import UserError
 from infusion.foreign import is_run
 from infusion.methods.adapter_file import save_adapter
@@ -62,7 +65,6 @@ def test_what_was_drawn_counts_only_for_the_same_files_words_and_strength(tmp_pa
     assert len(set(keys)) == 6
 
 
-@pytest.mark.slow
 def test_everything_is_drawn_once_and_a_noun_never_becomes_a_path(base, adapter, tmp_path, evaluators):  # noqa: F811
     save_adapter(adapter, tmp_path / "my-cat.safetensors", base)
     shared = Audit(base, "../../p cat", PLAN, evaluators, {"judges": None}, (), tmp_path / "work")
@@ -151,3 +153,21 @@ def test_a_model_of_another_shape_is_refused_before_anything_is_drawn(base, base
         opened(one, load_base(device="cpu"))
     same = opened(one, base)
     assert same.base is not None and same.base.latent_shape == base.latent_shape
+
+
+def test_from_python_a_file_is_audited_without_leaving_any(base, adapter, tmp_path, evaluators, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(run, "find_evaluators", lambda names, device: evaluators)
+    monkeypatch.setattr(run, "plan_for", lambda noun, toybox, quick: PLAN)
+    save_adapter(adapter, tmp_path / "my-cat.safetensors", base)
+    before = set(tmp_path.rglob("*"))
+    found = run.audit(base, tmp_path / "my-cat.safetensors", quick=True)
+    assert found.name == "my-cat" and found.class_noun == "cat" and found.figure("lfd_s4") is not None
+    assert len(answers(found)) == 6 and not found.training and set(tmp_path.rglob("*")) == before
+    run.audit(base, tmp_path / "my-cat.safetensors", quick=True, work_dir=tmp_path / "work")
+    assert (tmp_path / "work").exists()
+
+
+def test_the_toyboxs_judges_know_its_own_classes():
+    with pytest.raises(UserError, match='Did you mean "rabbit"'):
+        run.check_class_noun("toybox", "rabit")
+    run.check_class_noun("elsewhere", "rabit")

@@ -3,7 +3,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from infusion.base.frozen_convolutions import lean_convolutions
 from infusion.methods.infusion import Infusion
-from infusion.training.loop import TrainingSettings, train
+from infusion.training.loop import train
+from infusion.training.settings import TrainingSettings
 
 
 def gradients(base, adapter):

@@ -12,7 +12,8 @@ from test_results import NOUNS, SHOWN, change, write_results
 from infusion.benchmark.page import render_comparison, write_comparison
 from infusion.benchmark.results import load_results
 from infusion.errors import UserError
-from infusion.metrics.catalogue import AGNOSTIC, MEASURES, NOTES, PAIR_MEASURES, SPECIFIC
+from infusion.metrics.catalogue import MEASURES, NOTES, PAIR_MEASURES
+from infusion.metrics.metric import AGNOSTIC, SPECIFIC
 from infusion.pages.plots import OVERFITTING
 
 ROWS = ("infusion", "infusion_more_steps", "lora", "dreambooth", "base", "null")

@@ -8,13 +8,11 @@ import pytest
 from PIL import Image, ImageDraw
 
 from infusion import intervals
-from infusion.benchmark import results as comparison
-from infusion.benchmark import table
-from infusion.benchmark.results import FEWEST, load_results
-from infusion.benchmark.table import to_json, to_markdown
+from infusion.benchmark.results import FEWEST, is_clear, load_results
+from infusion.benchmark.table import to_json, to_markdown, warnings
 from infusion.errors import UserError
-from infusion.metrics.catalogue import BY_NAME, MEASURES, Measure
-from infusion.pages import numbers
+from infusion.metrics.catalogue import BY_NAME, MEASURES
+from infusion.metrics.metric import Measure
 
 # row: identity, divergence in other content, W2 of backgrounds, whether it is gated by its token
 ROWS = {
@@ -167,9 +165,9 @@ def test_the_interval_of_a_share_lies_within_0_and_1(folder: Path) -> None:
 
 
 def test_rows_with_other_individuals_are_told(folder: Path) -> None:
-    assert table.warnings(load_results(folder)) == []
+    assert warnings(load_results(folder)) == []
     (folder / "cells/infusion/0.json").unlink()
-    [sentence] = table.warnings(load_results(folder))
+    [sentence] = warnings(load_results(folder))
     assert "infusion lacks 0" in sentence and "lora lacks" not in sentence
 
 
@@ -179,7 +177,7 @@ def test_failures_are_told_and_not_counted(folder: Path) -> None:
     (folder / "pairs/lora/0-1.json").write_text(failed)
     results = load_results(folder)
     assert set(results.values("lora", "identity")) == {0, 2, 3, 4} and len(results.pairs) == 11
-    first, second, third = table.warnings(results)
+    first, second, third = warnings(results)
     assert first == "lora failed on 1: The loss is not finite." and "on 0-1" in second and "lora lacks 1" in third
     for path in folder.glob("cells/*/*.json"):
         path.write_text(failed)
@@ -192,7 +190,7 @@ def test_one_individual_gives_no_interval(tmp_path: Path) -> None:
     figure = results.figure("lora", "identity")
     assert figure is not None and figure.num == 1 and math.isnan(figure.low)
     difference = results.difference("lora", "identity")
-    assert difference is not None and not comparison.is_clear(difference)
+    assert difference is not None and not is_clear(difference)
     assert "NaN" not in to_json(results)
 
 
@@ -207,7 +205,7 @@ def test_rows_that_the_specification_names_no_more_do_not_count(folder: Path) ->
     (folder / "benchmark.toml").write_text("[rows.infusion]\n[rows.perfusion]\n")
     results = load_results(folder)
     assert results.rows == ("infusion", "base") and {pair.row for pair in results.pairs} == {"infusion", "base"}
-    assert table.warnings(results) == []
+    assert warnings(results) == []
     shutil.rmtree(folder / "cells/infusion")
     shutil.rmtree(folder / "cells/base")
     with pytest.raises(UserError, match="none of its rows"):
@@ -252,16 +250,16 @@ def test_the_best_and_those_not_worse_beyond_chance(folder: Path) -> None:
 def test_a_few_individuals_give_no_verdict(folder: Path) -> None:
     set_measures(folder, "lora", identity=(0.9, 0.9, 0.91, 0.9, 0.9))
     results = load_results(folder)
-    assert results.learnt("lora") and results.best(IDENTITY)[0] == "lora" and table.warnings(results) == []
+    assert results.learnt("lora") and results.best(IDENTITY)[0] == "lora" and warnings(results) == []
     difference = results.difference("lora", "identity")
-    assert difference is not None and comparison.is_clear(difference)
+    assert difference is not None and is_clear(difference)
     for path in folder.glob("cells/*/4.json"):
         path.unlink()
     results = load_results(folder)
     assert not results.learnt("lora") and results.best(IDENTITY) == (None, ())
     difference = results.difference("lora", "identity")
-    assert difference is not None and difference.low > 0 and not comparison.is_clear(difference)
-    assert [f"fewer than {FEWEST} individuals" in sentence for sentence in table.warnings(results)] == [True]
+    assert difference is not None and difference.low > 0 and not is_clear(difference)
+    assert [f"fewer than {FEWEST} individuals" in sentence for sentence in warnings(results)] == [True]
     assert "**" not in to_markdown(results, ["identity", "lfd_s4"])
 
 
@@ -312,22 +310,6 @@ def test_markdown_shows_figures_intervals_and_the_best(folder: Path) -> None:
     assert "**" in lines[1].split("|")[3] and " to " in lines[1] and lines[1].split("|")[5].strip() == "–"
     with pytest.raises(UserError, match=r'no measure "identty".*"identity"'):
         to_markdown(load_results(folder), ["identty"])
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.0, "0"), (0.1234, "0.123"), (-0.5, "−0.500"), (1e-6, "<0.001"), (-1e-6, ">−0.001"), (None, "–")],
-)
-def test_only_zero_is_printed_as_zero(value: float | None, text: str) -> None:
-    assert numbers.format_number(value, 3) == text
-
-
-def test_what_rounding_alone_makes_takes_no_digits() -> None:
-    of = [intervals.Figure(value, value, value, 5) for value in (0.5, 0.02, 1e-8)]
-    assert numbers.num_decimals(of) == numbers.num_decimals(of[:2]) == 3
-    assert numbers.num_decimals(of[2:]) == 6
-    hidden = intervals.Figure(0.0009, -0.04, 0.04, 20)
-    assert numbers.num_decimals([*of[:2], hidden]) == 3
 
 
 def test_mistakes_are_one_clear_sentence(folder: Path, tmp_path: Path) -> None:

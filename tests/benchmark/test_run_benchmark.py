@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 
 from infusion.benchmark import run as benchmark
-from infusion.benchmark.run import run
-from infusion.benchmark.specification import Individual, load_specification
+from infusion.benchmark import units as of_units
+from infusion.benchmark.individuals import Individual
+from infusion.benchmark.run import Workshop, run
+from infusion.benchmark.specification import load_specification
 from infusion.benchmark.units import Ground, Unit, adapter_digest, digest, is_done, units
 from infusion.errors import UserError
 from infusion.training.loop import Diverged
@@ -114,7 +116,7 @@ def test_the_digest_changes_with_what_it_depends_on_and_nothing_else(spec_path):
 
 def test_what_older_results_depend_on_is_told_as_it_was_then(spec_path, monkeypatch):
     """A setting that came later, at its default, makes no result anew."""
-    monkeypatch.setattr("infusion.benchmark.units._pictures_digest", lambda individual: "pictures")
+    monkeypatch.setattr(of_units, "_images_digest", lambda individual: "pictures")
     cat, ground = Individual(40000, "cat"), Ground("base", "judges")
     assert adapter_digest(load_specification(spec_path()), "infusion", cat, ground) == "85e1f3cd539b2375"
 
@@ -141,7 +143,6 @@ def test_a_result_is_done_only_whole_and_for_its_digest(tmp_path):
         assert is_done(tmp_path, unit, "abc") == done
 
 
-@pytest.mark.slow
 def test_a_run_makes_every_result_once(spec_path, tmp_path, monkeypatch):
     folder = tmp_path / "results"
     path = spec_path(each=1)
@@ -184,7 +185,7 @@ def test_what_diverges_is_a_result_without_measures(spec_path, tmp_path, monkeyp
     monkeypatch.setattr(benchmark, "train", diverge)
     path = spec_path()
     unit = Unit("infusion", (Individual(40000, "cat"),))
-    assert "diverged" in benchmark.make(str(path), str(tmp_path), unit)
+    assert "diverged" in benchmark.make(Workshop.of(load_specification(path), tmp_path), unit)
     told = json.loads((tmp_path / unit.path).read_text())
     assert told["measures"] == {} and "diverged" in told["failed"]
 
@@ -196,7 +197,7 @@ def test_other_mistakes_are_no_results(spec_path, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "save_adapter", full)
     unit = Unit("infusion", (Individual(40000, "cat"),))
     with pytest.raises(UserError, match="disk is full"):
-        benchmark.make(str(spec_path()), str(tmp_path), unit)
+        benchmark.make(Workshop.of(load_specification(spec_path()), tmp_path), unit)
     assert not (tmp_path / unit.path).exists()
 
 

@@ -13,7 +13,8 @@ from infusion.errors import UserError
 from infusion.methods import METHODS
 from infusion.methods.infusion import Infusion
 from infusion.training.dataset import BucketedSet, step_generator, training_set
-from infusion.training.loop import TrainingSettings, train
+from infusion.training.loop import train
+from infusion.training.settings import TrainingSettings
 
 SIZES = ((16, 16), (40, 30), (20, 60))  # of a square, a wide and a tall picture
 

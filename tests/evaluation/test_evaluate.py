@@ -15,8 +15,9 @@ from infusion.evaluation.evaluate import ConceptImages, Drawn, drawn_with, evalu
 from infusion.evaluation.evaluators import Evaluators
 from infusion.evaluation.plans import PROMPTS, Drawing, Plan, Wanted, plan_for, read_prompts, siblings_of
 from infusion.evaluation.reference import Reference
-from infusion.metrics import FACTS, Alignment
 from infusion.metrics.encoders import load_clip, load_image_encoder
+from infusion.metrics.facts import FACTS
+from infusion.metrics.identity import Alignment
 from infusion.metrics.wasserstein import Features, chances
 from infusion.toybox.scene import CLASSES
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from infusion.errors import UserError
-from infusion.metrics import Alignment, image_alignment, nearest_reference, text_alignment
+from infusion.metrics.alignment import text_alignment
+from infusion.metrics.copies import nearest_reference
 from infusion.metrics.encoders import load_clip, load_image_encoder
 from infusion.metrics.facts import FACTS, Satisfaction, both_present, satisfied_facts, subject_masks, two_of
+from infusion.metrics.identity import Alignment, image_alignment
 from infusion.toybox.judges import load_judges
 from infusion.toybox.render import render
 from infusion.toybox.scene import CLASSES, HELD_OUT_SCENES, concept_scene, individual, sample_scene

@@ -9,24 +9,16 @@ import torch
 from diffusers import DDPMScheduler
 
 import infusion.metrics as metrics
-from infusion.metrics import (
-    Probe,
-    class_diversity,
-    collapse_ratio,
-    exact_w2,
-    gaussian_w2,
-    image_alignment,
-    latent_fisher_divergence,
-    layout_w2,
-    over_prompts,
-    satisfied_facts,
-    sliced_w2,
-    stratified_timesteps,
-    subject_masks,
-    text_alignment,
-    without_subject,
-)
+from infusion.metrics.alignment import text_alignment
+from infusion.metrics.collapse import collapse_ratio
+from infusion.metrics.distances import exact_w2, gaussian_w2, layout_w2, sliced_w2
+from infusion.metrics.diversity import class_diversity
 from infusion.metrics.encoders import load_clip, load_image_encoder
+from infusion.metrics.facts import satisfied_facts, subject_masks
+from infusion.metrics.identity import image_alignment
+from infusion.metrics.latent_fisher import Probe, latent_fisher_divergence, stratified_timesteps
+from infusion.metrics.metric import without_subject
+from infusion.metrics.prompts import over_prompts
 from infusion.toybox.judges import load_judges
 from infusion.toybox.render import render
 from infusion.toybox.scene import concept_scene, individual

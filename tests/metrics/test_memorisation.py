@@ -2,7 +2,7 @@
 
 import torch
 
-from infusion.metrics import recalled
+from infusion.metrics.memorisation import recalled
 
 
 def noisy(images, scale, seed=0):

@@ -10,9 +10,8 @@ import torch
 
 import infusion.metrics as folder
 from infusion.intervals import Figure
-from infusion.metrics import Evidence, Images, Measure, Metric, Need
 from infusion.metrics.catalogue import AUDIT_MEASURES, BY_NAME, MEASURES, METRICS, tabulated
-from infusion.metrics.metric import GROUPS, find_metrics, measure
+from infusion.metrics.metric import GROUPS, Evidence, Images, Measure, Metric, Need, find_metrics, measure
 
 SUPPORT = {"catalogue", "distances", "encoders", "metric", "prompts", "two_samples"}
 STUB = """

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from infusion.metrics import chance
+from infusion.metrics.two_samples import chance
 
 PROMPT_OF = np.repeat(np.arange(6), 4)
 

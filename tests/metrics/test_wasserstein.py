@@ -8,19 +8,12 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from infusion.intervals import jackknife
-from infusion.metrics import (
-    STYLE_SENTENCES,
-    collapse_ratio,
-    exact_w2,
-    gaussian_w2,
-    layout,
-    layout_w2,
-    over_prompts,
-    sliced_w2,
-    style_features,
-    without_subject,
-)
+from infusion.metrics.collapse import collapse_ratio
+from infusion.metrics.distances import exact_w2, gaussian_w2, layout, layout_w2, sliced_w2, style_features
 from infusion.metrics.encoders import load_clip
+from infusion.metrics.metric import without_subject
+from infusion.metrics.prompts import over_prompts
+from infusion.metrics.wasserstein import STYLE_SENTENCES
 from infusion.toybox.render import render
 from infusion.toybox.scene import BACKGROUNDS, concept_scene, individual
 

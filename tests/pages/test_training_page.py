@@ -84,7 +84,6 @@ def test_what_people_typed_is_escaped_everywhere() -> None:
         facts={evil: evil},
         settings={evil: evil},
         notes=[evil],
-        preview_prompts=[evil],
     )
     html = render_page(page)
     assert "<img src=x" not in html
@@ -195,30 +194,3 @@ def test_describe_run_claims_only_what_was_measured() -> None:
     changed = dataclasses.replace(rows[0], largest_difference=1e-9)
     for unproven in ((), (rows[0], changed)):
         assert "bit for bit" not in report.describe_run("cat", 1, 1, 0.5, 1, 1, unproven)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(3.21, "3.2 s"), (59.96, "1 min 0 s"), (112, "1 min 52 s"), (3599.6, "1 h 0 min"), (7300, "2 h 1 min")],
-)
-def test_seconds_read_like_time(seconds: float, text: str) -> None:
-    assert report.format_seconds(seconds) == text
-
-
-def test_grid_keeps_order_and_scale() -> None:
-    sheet = report.grid([picture(shade) for shade in (10, 20, 30)], columns=2, scale=3)
-    gap, cell = 4, 24
-    assert sheet.size == (gap + 2 * (cell + gap), gap + 2 * (cell + gap))
-    starts = [(gap + j * (cell + gap), gap + i * (cell + gap)) for i in (0, 1) for j in (0, 1)]
-    reds = [[sheet.getpixel((x + dx, y + dx))[0] for dx in (-1, 0, cell - 1, cell)] for x, y in starts]  # type: ignore[index]
-    assert reds == [[255, 10, 10, 255], [255, 20, 20, 255], [255, 30, 30, 255], [255, 255, 255, 255]]
-
-
-def test_contact_sheet_makes_room_for_labels() -> None:
-    rows = [[picture(10, 32), picture(20, 32)], [picture(30, 32), picture(40, 16)]]
-    plain = report.contact_sheet(rows)
-    labelled = report.contact_sheet(rows, row_labels=["base", "customized"], column_labels=["beach", "snow"])
-    assert labelled.width > plain.width and labelled.height > plain.height
-    left, top = labelled.width - plain.width, labelled.height - plain.height
-    assert labelled.crop((left, top, labelled.width, labelled.height)).tobytes() == plain.tobytes()
-    assert np.asarray(labelled)[:, :left].min() < 100  # something is written there

@@ -12,7 +12,8 @@ from infusion.base import load_base, rank_form
 from infusion.errors import UserError
 from infusion.methods.infusion import Infusion
 from infusion.methods.textual_inversion import TextualInversion
-from infusion.training.loop import Diverged, Progress, TrainingSettings, train
+from infusion.training.loop import Diverged, Progress, train
+from infusion.training.settings import TrainingSettings
 from infusion.training.together import Job, train_together
 
 # Of the residuals' length. AdamW divides gradients by their own size, which enlarges the rounding of those near 0; with

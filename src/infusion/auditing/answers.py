@@ -1,21 +1,24 @@
-"""One customized model's measures -> answers in words, axes with a number each, and a JSON file."""
+"""An audit -> answers in words, question by question."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from infusion.auditing.result import NEEDS_PICTURES, PARTS, TOO_ALIKE, AuditResult, format_figure, format_number
+from infusion.auditing.limits import PARTS
+from infusion.auditing.result import AuditResult
 from infusion.intervals import Figure, share
-from infusion.metrics import mean_over_prompts
 from infusion.metrics.catalogue import ROUNDING
+from infusion.metrics.prompts import mean_over_prompts
+from infusion.pages.numbers import format_figure, format_number, format_share
 
 _AS_MUCH = 0.9  # of the base's own: what is above that is as good as followed
 _LITTLE = 0.1  # of the way from the base's pictures of a class to the subject
 _RARE = 0.01  # a chance below which it is not taken for chance; three parts together are below 0.03
 _TIMES_ROUNDING = 10  # the base model's own divergence, in another batch, is one draw of rounding
-
-
-# ------------------------------------------------------------------------------------------------ answers in words
+NEEDS_PICTURES = "This takes real pictures of the subject: give the folder it was trained on, --pictures FOLDER."
+TOO_ALIKE = (
+    "The real pictures and the base model’s are too alike to make a scale of: give other pictures of the subject, or "
+    "another --encoder."
+)
 
 
 class Answer(NamedTuple):
@@ -70,7 +73,7 @@ def _followed(found: AuditResult) -> tuple[str, str]:
     if figure is None or base is None:
         return "Not measured", "The pictures could not be compared with their prompts."
     told = (
-        f"Judges see {_shares(figure)} of what the prompts ask for; in the base model’s pictures of a plain "
+        f"Judges see {format_share(figure)} of what the prompts ask for; in the base model’s pictures of a plain "
         f"{found.class_noun}, {base:.0%}."
         if facts
         else f"Pictures and prompts have a cosine of {format_figure(figure)}; the base model’s pictures of a plain "
@@ -159,14 +162,14 @@ def _copied(found: AuditResult) -> tuple[str, str]:
     again = found.figure("recalled")
     plain = ""
     if again is not None and found.recalled:
-        plain = f"From its words alone, {_shares(again)} of the pictures are a training picture over again. "
+        plain = f"From its words alone, {format_share(again)} of the pictures are a training picture over again. "
     if copied.value == 0:
         none = share([False] * len(found.own.drawn.images))
         told = (
             f"None of the {none.num} pictures is {nearer}; that cannot rule out that up to {none.high:.0%} of all are."
         )
     else:
-        told = f"{_shares(copied)} of the pictures are {nearer}."
+        told = f"{format_share(copied)} of the pictures are {nearer}."
     if copied.low > 0 or (again is not None and again.low > 0):
         return "Yes", plain + told
     some = copied.value > 0 or (again is not None and again.value > 0)
@@ -183,13 +186,6 @@ def _unmoved(**probes: Figure) -> str:
     return ", ".join(f"{name} is 0{' but for rounding' if figure.value else ''}" for name, figure in probes.items())
 
 
-def _shares(figure: Figure) -> str:
-    """ "62% (51% to 70%)"."""
-    has_none = math.isnan(figure.low) or figure.low == figure.high
-    interval = "" if has_none else f" ({figure.low:.0%} to {figure.high:.0%})"
-    return f"{figure.value:.0%}{interval}"
-
-
 def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
 
@@ -199,9 +195,3 @@ def _relative(figure: Figure | None) -> str:
     if figure is None:
         return "an unknown share of"
     return f"{format_number(100 * figure.value)}% of" if figure.value < 1 else f"{format_number(figure.value)} times"
-
-
-# ------------------------------------------------------------------------------------------------ a number per axis
-
-
-# --------------------------------------------------------------------------------------------------------- the JSON

@@ -1,13 +1,16 @@
-"""One customized model's measures -> a number for each axis, and whether it keeps to a limit."""
+"""An audit -> a number for each axis, and what a limit on one says of it."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from infusion.auditing.result import PARTS, AuditResult, format_figure
+from infusion.auditing.result import AuditResult
 from infusion.errors import UserError, nearest
 from infusion.intervals import Figure
 from infusion.metrics.catalogue import BY_NAME
+from infusion.pages.numbers import format_figure
+
+PARTS = {"w2_background": "background", "w2_layout": "layout", "w2_style": "style"}
 
 
 class Axis(NamedTuple):

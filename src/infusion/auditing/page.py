@@ -1,35 +1,29 @@
-"""What was measured of customized models -> a page of each, and one that puts them side by side.
+"""An audit -> its page.
 
-Every page is a single HTML file like that of `infusion.pages.training_page`: no script, nothing from the network.
+The page is a single HTML file like that of a training: no script, nothing from the network.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from functools import cache
-from importlib.resources import files
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
 
-import jinja2
-from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
 from infusion.auditing.answers import answers
-from infusion.auditing.figures import versions
-from infusion.auditing.limits import AXES, axis_figure
-from infusion.auditing.result import AuditResult, Curve, format_figure, format_number
+from infusion.auditing.result import AuditResult
 from infusion.base.prompts import class_prompt
 from infusion.evaluation.drawing import as_image
-from infusion.files import whole_file
 from infusion.intervals import Figure
-from infusion.metrics.catalogue import AGNOSTIC, BASE, NOTES, REFERENCE, ROUNDING, SPECIFIC, Measure, arrow, measure_of
-from infusion.pages.plots import Plot, curve_plot, scatter_plots
-from infusion.pages.training_page import data_uri, format_count, format_seconds, pieces
+from infusion.metrics.catalogue import NOTES, ROUNDING, arrow, measure_of
+from infusion.metrics.metric import AGNOSTIC, SPECIFIC, Measure
+from infusion.pages.html import render, style, write
+from infusion.pages.numbers import format_count, format_interval, format_number, format_seconds
+from infusion.versions import versions
 
-_NUM_CASES = 6
+NUM_CASES = 6
 _MOST_COPIES = 48
 _OF_OTHER_TOOLS = ("made by", "rank", "changes", "step")
 _LARGEST_PX = 256
@@ -37,16 +31,13 @@ GIVE_PICTURES = (
     "None were given. --pictures FOLDER, the folder it was trained on, adds whether it was learnt (identity), whether "
     "its class took it over (class leak), and whether pictures were copied (copied, collapse)."
 )
-_NOTES_OF_ONE = (
+NOTES_OF_ONE = (
     "Without other real pictures of the subject, the training pictures among themselves are the 1 of identity and the "
     "bar for copies; pictures taken in one place make that bar high.",
     "Intervals are over prompts (for the plain class noun over pictures), and every picture begins with a noise of its "
     "own: they say what other prompts and seeds would give, not other subjects, trainings or base models. What other "
     "seeds make of a distance is one draw of them; whether a distance is more than that is told by a permutation test.",
 )
-
-
-# ----------------------------------------------------------------------------------------------------- one model
 
 
 class Entry(NamedTuple):
@@ -83,29 +74,25 @@ class Likeness(NamedTuple):
 
 def write_audit(found: AuditResult, path: str | Path) -> None:
     """One HTML file at `path`, whole or not at all. UserError when it cannot be written."""
-    _write(render_audit(found), path)
-
-
-def _write(page: str, path: str | Path) -> None:
-    with whole_file(Path(path)) as temporary_path:
-        temporary_path.write_bytes(page.encode("utf-8", errors="replace"))
+    write(render_audit(found), path)
 
 
 def render_audit(found: AuditResult) -> str:
     """HTML; all text is escaped."""
     told = answers(found)
-    shown = {name for answer in told for name in answer.measures}
+    named = {name for answer in told for name in answer.measures}
     order = found.own.score.nan_to_num(0).argsort(stable=True).tolist()
-    few = min(_NUM_CASES, len(order) // 2)
+    few = min(NUM_CASES, len(order) // 2)
     every = range(0, len(order), found.plan.drawing.num_seeds)
     nearest = _nearest(found)
     plain = _plain(found)
-    return _template("audit.html.j2").render(
-        style=_style(),
+    return render(
+        "audit.html.j2",
+        style=style("audit.css"),
         found=found,
         statement=_statement(found),
         answers=[(answer, _entries(found, answer.measures)) for answer in told],
-        rest=_entries(found, [name for name in found.own.measures if name not in shown]),
+        rest=_entries(found, [name for name in found.own.measures if name not in named]),
         cases={
             "Worst": [_case(found, n) for n in order[:few]],
             "Best": [_case(found, n) for n in order[::-1][:few]],
@@ -118,7 +105,7 @@ def render_audit(found: AuditResult) -> str:
         score=_score(found),
         facts=_facts(found),
         settings=_settings(found),
-        notes=(NOTES[AGNOSTIC], NOTES[SPECIFIC], *_NOTES_OF_ONE),
+        notes=(NOTES[AGNOSTIC], NOTES[SPECIFIC], *NOTES_OF_ONE),
         missing=None if found.training else GIVE_PICTURES,
     )
 
@@ -151,24 +138,27 @@ def _against(found: AuditResult, name: str) -> str:
 
 
 def _entry(measure: Measure, figure: Figure, beside: float | None, against: str) -> Entry:
-    known = math.isfinite(figure.low)
-    interval = (
-        "" if not known else "no spread" if figure.low == figure.high else format_figure(figure).partition(" ")[2][1:-1]
-    )
     bar = None
     ends = [0.0, figure.low, figure.high, figure.value, beside if beside is not None else 0.0]
-    if known and max(ends) - min(ends) > ROUNDING:
+    if math.isfinite(figure.low) and max(ends) - min(ends) > ROUNDING:
         low, span = min(ends), max(ends) - min(ends)
         places = [round(100 * (value - low) / span, 2) for value in (figure.low, figure.value, figure.high)]
         at = round(100 * (beside - low) / span, 2) if beside is not None else None
         bar = (places[0], places[1], places[2], at)
-    return Entry(measure.label + arrow(measure), measure.sentence, format_number(figure.value), interval, against, bar)
+    return Entry(
+        measure.label + arrow(measure),
+        measure.sentence,
+        format_number(figure.value),
+        format_interval(figure),
+        against,
+        bar,
+    )
 
 
 def _case(found: AuditResult, n: int) -> Case:
     num_seeds = found.plan.drawing.num_seeds
     prompt = found.plan.prompts[n // num_seeds].text.format(found.placeholder)
-    base, own = (_shown(some.drawn.images[n]) for some in (found.untouched, found.own))
+    base, own = (shown(some.drawn.images[n]) for some in (found.untouched, found.own))
     return Case(prompt, n, found.own.score[n].item(), base, own)
 
 
@@ -180,13 +170,13 @@ def _nearest(found: AuditResult) -> list[Likeness]:
     num_seeds = found.plan.drawing.num_seeds
     told = []
     num_copies = int((near.cosine > found.own.never_nearer).sum())
-    num = min(max(_NUM_CASES, num_copies), _MOST_COPIES)
+    num = min(max(NUM_CASES, num_copies), _MOST_COPIES)
     for n in near.cosine.argsort(descending=True, stable=True)[:num].tolist():
         likeness, training = near.cosine[n].item(), found.training[int(near.reference[n])].copy()
         training.thumbnail((_LARGEST_PX, _LARGEST_PX))
         prompt = found.plan.prompts[n // num_seeds].text.format(found.placeholder)
         copy = likeness > found.own.never_nearer
-        told.append(Likeness(prompt, n, likeness, copy, training, _shown(found.own.drawn.images[n])))
+        told.append(Likeness(prompt, n, likeness, copy, training, shown(found.own.drawn.images[n])))
     return told
 
 
@@ -195,13 +185,13 @@ def _plain(found: AuditResult) -> list[Likeness]:
     if found.recalled is None:
         return []
     images, near = found.recalled
-    num = min(max(_NUM_CASES, int(near.is_copy.sum())), _MOST_COPIES)
+    num = min(max(NUM_CASES, int(near.is_copy.sum())), _MOST_COPIES)
     told = []
     for n in near.distance.argsort(stable=True)[:num].tolist():
         training = found.training[int(near.reference[n])].copy()
         training.thumbnail((_LARGEST_PX, _LARGEST_PX))
         prompt, copy = class_prompt(found.placeholder), bool(near.is_copy[n])
-        told.append(Likeness(prompt, n, near.distance[n].item(), copy, training, _shown(images[n])))
+        told.append(Likeness(prompt, n, near.distance[n].item(), copy, training, shown(images[n])))
     return told
 
 
@@ -223,8 +213,9 @@ def _told_of_nearest(found: AuditResult) -> str:
     return f"{num} of {len(found.own.nearest.cosine)} pictures are beyond {bar}: those are suspected of being copies."
 
 
-def _shown(picture: Tensor) -> Image.Image:
-    image = as_image(picture)
+def shown(drawn: Tensor) -> Image.Image:
+    """An image [3, H, W], as large as a page has room for."""
+    image = as_image(drawn)
     image.thumbnail((_LARGEST_PX, _LARGEST_PX))
     return image
 
@@ -259,123 +250,6 @@ def _settings(found: AuditResult) -> dict[str, str]:
         **{f"evaluator: {name}": value or "none" for name, value in found.evaluators.items()},
         "unrelated prompts (S1)": "; ".join(found.plan.unrelated),
         "sibling prompts (S2)": "; ".join(found.plan.siblings),
-        **{f"version: {name}": value for name, value in versions().items()},
+        **{f"version: {name}": value for name, value in versions(with_infusion=True).items()},
     }
     return {name: str(value) for name, value in told.items()}
-
-
-# ------------------------------------------------------------------------------------------------ several models
-
-
-class Row(NamedTuple):
-    """A model in the table. cells: an answer's word and its number, by axis; page: its own."""
-
-    name: str
-    kind: str
-    size: str
-    page: str
-    cells: Sequence[tuple[str, str]]
-
-
-class Compared:
-    """Several audits as a table of figures: what plots are drawn from."""
-
-    def __init__(self, audited: Sequence[AuditResult]) -> None:
-        self.audited = dict(zip(unique_names(audited), audited, strict=True))
-        self.rows = (*self.audited, BASE)
-        self.reference = next((name for name, one in self.audited.items() if one.about["method"] == REFERENCE), "")
-
-    def figure(self, row: str, name: str) -> Figure | None:
-        if row != BASE:
-            return self.audited[row].figure(name)
-        first = next(iter(self.audited.values()))
-        return replace(first, own=first.untouched).figure(name)
-
-
-def unique_names(audited: Sequence[AuditResult]) -> list[str]:
-    """Their names, numbered where two are called alike, or as the base model is; a plot leaves out a first "_"."""
-    names = [one.name.lstrip("_") or "_" for one in audited]
-    if len({*names, BASE}) == len(names) + 1:
-        return names
-    return [f"{n}. {name}" for n, name in enumerate(names, 1)]
-
-
-def write_audits(
-    audited: Sequence[AuditResult], pages: Sequence[str], path: str | Path, curve: Curve | None = None
-) -> None:
-    """One HTML file about several audits, or about a run, whole or not at all.
-
-    Args:
-        pages: the page of each, to be linked.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    _write(render_audits(audited, pages, curve), path)
-
-
-def render_audits(audited: Sequence[AuditResult], pages: Sequence[str], curve: Curve | None = None) -> str:
-    """HTML; all text is escaped."""
-    compared, first = Compared(audited), audited[0]
-    num_seeds = first.plan.drawing.num_seeds
-    prompts = range(0, len(first.own.drawn.images), num_seeds)
-    grid = [
-        (
-            first.plan.prompts[n // num_seeds].text.format(f"<{first.class_noun}>"),
-            [_shown(first.untouched.drawn.images[n])] + [_shown(one.own.drawn.images[n]) for one in audited],
-        )
-        for n in list(prompts)[:_NUM_CASES]
-    ]
-    return _template("audits.html.j2").render(
-        style=_style(),
-        first=first,
-        told=format_count(len(audited), "customization"),
-        rows=[_row(one, name, page) for (name, one), page in zip(compared.audited.items(), pages, strict=True)],
-        axes=[(answer.question, AXES[answer.axis].sentence) for answer in answers(first) if answer.axis],
-        plots=scatter_plots(compared),
-        curve=_plotted(curve) if curve else None,
-        kept=curve.kept if curve else None,
-        last=curve.checks[-1] if curve else None,
-        names=["base model", *compared.audited],
-        grid=grid,
-        notes=(NOTES[AGNOSTIC], NOTES[SPECIFIC], *_NOTES_OF_ONE),
-    )
-
-
-def _plotted(curve: Curve) -> Plot:
-    lines = {
-        "learnt": [check.learnt for check in curve.checks],
-        "prompts followed": [check.followed for check in curve.checks],
-        "harmonic mean": [check.score for check in curve.checks],
-    }
-    return curve_plot([check.step for check in curve.checks], lines, curve.kept.step)
-
-
-def _row(found: AuditResult, name: str, page: str) -> Row:
-    words = {answer.axis: answer.word for answer in answers(found)}
-    cells = [(words[axis], format_figure(figure) if (figure := axis_figure(found, axis)) else "") for axis in AXES]
-    settings = found.about["settings"]
-    said = [f"{name} {settings[name]}" for name in ("rank", "changes") if name in settings]
-    kind = ", ".join([str(found.about["method"]), *said])
-    return Row(name, kind, f"{found.file_bytes:,} bytes", quote(page), cells)
-
-
-# ------------------------------------------------------------------------------------------------------ templates
-
-
-@cache
-def _template(name: str) -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"data_uri": data_uri, "pieces": pieces}
-    return environment.from_string(_text(name))
-
-
-def _style() -> Markup:
-    return Markup(_text("audit.css"))
-
-
-@cache
-def _text(name: str) -> str:
-    return files("infusion.pages").joinpath("templates", name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What an audit measured of one customized model."""
+"""Measures of a customized model + the base model's own -> a result that holds each against the other."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,9 @@ from torch import Tensor
 from infusion.evaluation.evaluate import Evaluation
 from infusion.evaluation.plans import Plan
 from infusion.intervals import Figure, as_share
-from infusion.metrics import Recalled
-from infusion.metrics.catalogue import ROUNDING, measure_of
+from infusion.metrics.catalogue import measure_of
+from infusion.metrics.memorisation import Recalled
 from infusion.training.stopping import Check
-
-NEEDS_PICTURES = "This takes real pictures of the subject: give the folder it was trained on, --pictures FOLDER."
-TOO_ALIKE = (
-    "The real pictures and the base model’s are too alike to make a scale of: give other pictures of the subject, or "
-    "another --encoder."
-)
 
 
 class Plain(NamedTuple):
@@ -86,25 +80,3 @@ class Curve:
 
     checks: Sequence[Check]
     kept: Check
-
-
-PARTS = {"w2_background": "background", "w2_layout": "layout", "w2_style": "style"}
-
-
-def format_figure(figure: Figure) -> str:
-    """ "0.62 (0.51 to 0.70)"."""
-    if not math.isfinite(figure.low) or figure.low == figure.high:
-        return format_number(figure.value)
-    return f"{format_number(figure.value)} ({format_number(figure.low)} to {format_number(figure.high)})"
-
-
-def format_number(value: float) -> str:
-    """Three digits; what only rounding made is told as such, and 0 is exactly zero."""
-    if value == 0:
-        return "0"
-    if abs(value) <= ROUNDING:
-        return "<1e−9"
-    size = abs(value)
-    decimals = max(0, 2 - math.floor(math.log10(size)))
-    text = f"{size:.{decimals}f}" if size >= 1e-4 else f"{size:.3g}".replace("e-0", "e−").replace("e-", "e−")
-    return ("−" if value < 0 else "") + text

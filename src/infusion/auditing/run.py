@@ -1,154 +1,109 @@
-"""Customizations of any tool + their base + real pictures -> what each learnt and broke; what was drawn is kept."""
+"""Customizations of any tool + their base + real images -> what each learnt and broke; what was drawn is kept."""
 
 import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import infusion
 from infusion.auditing.result import AuditResult, Curve, Plain
-from infusion.base import Base
-from infusion.base.customization import Named, Strengthened, Words
-from infusion.base.prompts import class_prompt
-from infusion.errors import UserError
+from infusion.auditing.target import AuditTarget, Model, digest_of, given, opened
+from infusion.base import Base, load_base
+from infusion.base.latents import square
+from infusion.base.prompts import class_prompt, name_concept
+from infusion.concepts.concept import Concept, load_concept
+from infusion.errors import UserError, nearest, noting
 from infusion.evaluation.drawing import decoded, draw, to_tensor
 from infusion.evaluation.evaluate import ConceptImages, Evaluation, drawn_with, evaluate, latents_path
-from infusion.evaluation.evaluators import Evaluators
-from infusion.evaluation.plans import Plan
+from infusion.evaluation.evaluators import Evaluators, find_evaluators
+from infusion.evaluation.names import evaluator_names
+from infusion.evaluation.plans import Plan, plan_for
 from infusion.evaluation.reference import Reference
 from infusion.files import whole_file
-from infusion.foreign import ALL_OR_NOTHING, Found, customized, inspect
-from infusion.methods.adapter_file import load_adapter, read_adapter_file
-from infusion.metrics import recalled
+from infusion.metrics.memorisation import recalled
+from infusion.toybox import TOYBOX
+from infusion.toybox.scene import CLASSES
 from infusion.training.stopping import Check, SelfCheck, choose
 
 _PLAIN_NAME = "plain.safetensors"
-_KEPT = 2  # how what is drawn is kept: from 2 on every picture has a noise of its own
+_KEPT = 2  # how what is drawn is kept: from 2 on every image has a noise of its own
 
 
-@dataclass(frozen=True)
-class Given:
-    """A customization as it was given: nothing of it is loaded yet.
-
-    name: what tables call it. words: what prompts say for the concept; None where it is `<concept_name>`, of a file of
-    ours. scale: how strongly it is to act.
-    """
-
-    name: str
-    found: Found
-    about: Mapping[str, Any]
-    class_noun: str
-    words: str | None
-    scale: float
-
-    @property
-    def is_ours(self) -> bool:
-        return self.words is None
-
-    @property
-    def key(self) -> str:
-        """Another one for other files, words or strength."""
-        path = self.found.path
-        inside = path.rglob("*.safetensors") if path.is_dir() else (path,)
-        weights = sorted({*self.found.files, *(file for file in inside if file.is_file())})
-        notes = sorted({note for file in weights if (note := file.with_name("adapter_config.json")).is_file()})
-        facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in (*weights, *notes)]
-        return _digest([facts, self.words, self.class_noun, self.scale])
-
-
-def given(path: Path | Found, class_noun: str | None = None, words: str | None = None, scale: float = 1.0) -> Given:
-    """What a file or folder is, how its concept is named, and of what class it is.
+def audit(
+    base: Base | str,
+    path: str | Path,
+    *,
+    class_noun: str | None = None,
+    trigger: str | None = None,
+    pictures: str | Path | None = None,
+    quick: bool = False,
+    scale: float = 1.0,
+    work_dir: str | Path | None = None,
+) -> AuditResult:
+    """Measure what a fine-tune of any tool learnt, and what it broke.
 
     Args:
-        path: also a name on the Hub.
-        class_noun, words: where a file of another tool does not say them, or says them wrongly: "cat", "sks cat".
-        scale: how strongly it is to act.
+        base: what it was trained on.
+        path: a LoRA, Textual Inversion, Custom Diffusion or adapter file, a fine-tuned pipeline or checkpoint; also a
+            name on the Hub.
+        class_noun, trigger: where the file does not say them: "cat", "sks cat".
+        pictures: a folder, the images it was trained on; adds identity, copies and class leak.
+        quick: few prompts and seeds: a minute, wide intervals.
+        scale: how strongly it acts.
+        work_dir: where what was drawn is kept, for the next audit; without one it is not kept.
 
     Raises:
-        UserError: it is nothing that can be read; its class noun or its words are not known; it has no such strength.
+        UserError: the file cannot be read, does not say what was taught, or does not fit the base.
     """
-    found = path if isinstance(path, Found) else inspect(path)
-    if scale not in (0, 1) and found.kind in ALL_OR_NOTHING:
-        raise UserError(f"{found.path} is a {found.kind}, which is there or not: its --scale can be 1 or 0.")
-    named = path if isinstance(path, Path) and not path.exists() else found.path.resolve()  # on the Hub, or here
-    name = found.path.stem if found.path.is_file() and named is not path else named.name
-    if found.kind == "infusion adapter":
-        about, _ = read_adapter_file(found.files[0])
-        return Given(name, found, about | {"strength": scale}, about["class_noun"], None, scale)
-    noun, trigger = class_noun or found.class_noun, words or found.trigger
-    if found.kind in _BRING_WORDS and found.trigger and found.trigger not in (trigger or "").split():
-        trigger = found.trigger
-    if noun is None or trigger is None:
-        missing = [
-            *(["--class-noun, what kind of thing it is in the base model's words (cat)"] if noun is None else []),
-            *(['--trigger, the words that name it in prompts ("sks cat")'] if trigger is None else []),
-        ]
-        raise UserError(f"{found.path} does not say what was taught: give {' and '.join(missing)}.")
-    if found.kind == "Custom Diffusion" and not f" {trigger}".endswith(f" {noun}"):
-        trigger = f"{trigger} {noun}"  # whose prompts name the concept by a word before its class noun
-    about = {
-        "concept_name": trigger,
-        "words": trigger,
-        "class_noun": noun,
-        "method": found.kind,
-        "paper": None,
-        "settings": _said(found),
-        "strength": scale,
-        "training": {},
-        "base": {"id": found.base or "not said"},
-    }
-    return Given(name, found, about, noun, trigger, scale)
+    target = given(Path(path), class_noun, trigger, scale)
+    base = load_base(base) if isinstance(base, str) else base
+    check_class_noun(base.id, target.class_noun)
+    concept = load_images(pictures, target.class_noun, target) if pictures is not None else None
+    images = [square(image, base.size_px) for image in concept.images] if concept else []
+    plan = plan_for(target.class_noun, base.id == TOYBOX, quick)
+    names = evaluator_names(base.id)
+    evaluators = find_evaluators(names, base.device)
+    with TemporaryDirectory(prefix="infusion-audit-") as temporary:
+        folder = Path(work_dir) if work_dir is not None else Path(temporary)
+        shared = Audit(base, target.class_noun, plan, evaluators, names, images, folder)
+        return shared.of(target, opened(target, base))
 
 
-_BRING_WORDS = ("textual inversion", "Custom Diffusion")  # of which their vectors are
-
-
-def _said(found: Found) -> dict[str, Any]:
-    """What is known of a file of another tool."""
-    ranks = ", ".join(f"{rank} ({count} layers)" for rank, count in sorted(found.ranks.items()))
-    said = {"made by": found.tool, "rank": ranks, "changes": found.touches, "step": found.step}
-    return {name: value for name, value in said.items() if value not in (None, "")}
-
-
-@dataclass(frozen=True)
-class Model:
-    """A customized model. concept: how prompts name it; base: what it is applied to, where not the reference's."""
-
-    concept: Named
-    base: Base | None
-    num_parameters: int
-
-
-def opened(one: Given, base: Base, any_base: bool = False, config: str | None = None) -> Model:
-    """The customized model of a file or folder.
-
-    Args:
-        config: of the base, where that is a single file.
-
-    Raises:
-        UserError: it does not fit the base.
-    """
-    if one.words is None:
-        adapter = load_adapter(one.found.files[0], base, any_base)
-        return Model(Strengthened(adapter, one.scale), None, adapter.num_parameters)
-    own, token = customized(one.found, base.id, base.device, base.dtype, one.scale, config)
-    if type(own.family) is not type(base.family) or own.latent_shape != base.latent_shape:
+def check_class_noun(base_id: str, class_noun: str) -> None:
+    """Raises UserError: the base is the toybox, whose judges know its own classes only."""
+    if base_id == TOYBOX and class_noun not in CLASSES:
         raise UserError(
-            f"{one.found.path} is a model of the family {own.family.architecture} for pictures of {own.size_px} px, "
-            f'and "{base.id}" is of {base.family.architecture} for {base.size_px} px: give the base it was made from.'
+            f'The class noun is "{class_noun}", which the judges of the toybox cannot see.'
+            f"{nearest(class_noun, CLASSES)} They know: {', '.join(CLASSES)}."
         )
-    words = one.words
-    if token and one.found.trigger:  # a word of several vectors is several words to the text model
-        words = " ".join(token if word == one.found.trigger else word for word in words.split())
-    return Model(Words(words), own, one.found.num_parameters)
+
+
+def load_images(folder: str | Path, class_noun: str, target: AuditTarget) -> Concept:
+    """The real images of what a target was taught.
+
+    Raises:
+        UserError: they cannot be read, are fewer than two, or by their captions are of another thing than a file of
+            ours.
+    """
+    ours = target.about["concept_name"] if target.is_ours else None
+    concept = load_concept(folder, class_noun, ours or "concept")
+    if len(concept.images) < 2:
+        raise UserError(f"{folder} has one picture; a scale of likeness needs two or more of the same subject.")
+    mistakes: list[str] = []
+    for source, caption in zip(concept.sources, concept.captions, strict=True):
+        with noting(mistakes, f"{source}: "):
+            name_concept(caption or concept.placeholder, concept.placeholder, concept.class_noun)
+    if mistakes and ours:
+        raise UserError(f'The pictures in {folder} are not of the class "{class_noun}". {mistakes[0]}')
+    return concept
 
 
 class Audit:
@@ -169,9 +124,10 @@ class Audit:
     ) -> None:
         self.names = names
         self.training = training
-        self.ground = _digest([infusion.__version__, _KEPT, base.digest(), str(base.device), asdict(plan)])
+        self.base_digest = base.digest()
+        self.ground = digest_of([infusion.__version__, _KEPT, self.base_digest, str(base.device), asdict(plan)])
         self.folder = folder
-        kept = folder / _digest([self.ground, class_noun])
+        kept = folder / digest_of([self.ground, class_noun])
         self.reference = Reference(base, class_noun, plan, evaluators, folder=kept)
         self.real = ConceptImages(to_tensor(training)) if training else None
         self._untouched: Evaluation | None = None
@@ -183,7 +139,7 @@ class Audit:
             self._untouched = evaluate(self.reference, None, self.real)
         return self._untouched
 
-    def num_to_draw(self, models: Sequence[Given]) -> int:
+    def num_to_draw(self, models: Sequence[AuditTarget]) -> int:
         """How many pictures are not there yet."""
         plan, drawing = self.reference.plan, self.reference.plan.drawing
         asked, of_class, num = len(plan.prompt_of), drawing.num_class_pictures, drawing.latents_per_prompt
@@ -200,14 +156,14 @@ class Audit:
             missing += [num for path, num in own.items() if not path.exists()]
         return sum(missing)
 
-    def latents_dir(self, one: Given) -> Path:
+    def latents_dir(self, one: AuditTarget) -> Path:
         """Where the latents of a customized model are kept."""
-        return self.folder / _digest([self.ground, one.key])
+        return self.folder / digest_of([self.ground, one.key])
 
-    def checked(self, one: Given, step: int, watched_by: str, look: Callable[[], Check]) -> Check:
+    def checked(self, one: AuditTarget, step: int, watched_by: str, look: Callable[[], Check]) -> Check:
         """The check of a checkpoint: what `look` sees, or saw before with the same watching and training pictures."""
         real = [hashlib.sha256(image.tobytes()).hexdigest() for image in self.training]
-        seen = _digest([infusion.__version__, self.reference.base.digest(), one.key, watched_by, real])
+        seen = digest_of([infusion.__version__, self.base_digest, one.key, watched_by, real])
         path = self.folder / f"check-{seen}.json"  # whatever else is drawn of it
         if not path.exists():
             check = look()
@@ -215,7 +171,7 @@ class Audit:
                 temporary.write_text(json.dumps(asdict(check)))
         return replace(Check(**json.loads(path.read_text())), step=step)
 
-    def of(self, one: Given, model: Model) -> AuditResult:
+    def of(self, one: AuditTarget, model: Model) -> AuditResult:
         """All that is told of one customized model."""
         started = time.monotonic()
         drawn = drawn_with(self.reference, model.concept, self.latents_dir(one), model.base)
@@ -239,7 +195,7 @@ class Audit:
             seconds=time.monotonic() - started,
         )
 
-    def _recalled(self, one: Given, model: Model) -> Plain | None:
+    def _recalled(self, one: AuditTarget, model: Model) -> Plain | None:
         """What is drawn from the words for the subject alone, without guidance, which keeps nearest to memory."""
         if not self.real:
             return None
@@ -255,9 +211,9 @@ class Audit:
         return Plain(images, recalled(images, self.real.training))
 
 
-def by_step(run: Sequence[Given]) -> dict[int, Given]:
+def by_step(run: Sequence[AuditTarget]) -> dict[int, AuditTarget]:
     """The checkpoints of a run in their order; one that says no step of its own stands one interval after the last."""
-    found: dict[int, Given] = {}
+    found: dict[int, AuditTarget] = {}
     for one in run:
         step, last = one.found.step, max(found, default=0)
         found[last + (last // len(found) if found else 1) if step is None else step] = one
@@ -266,8 +222,8 @@ def by_step(run: Sequence[Given]) -> dict[int, Given]:
 
 def curve(
     shared: Audit,
-    steps: Mapping[int, Given],
-    open_model: Callable[[Given], Model],
+    steps: Mapping[int, AuditTarget],
+    open_model: Callable[[AuditTarget], Model],
     rule: SelfCheck,
     watched_by: str,
     done: Callable[[Check], None],
@@ -280,7 +236,7 @@ def curve(
         done: called with every check.
     """
 
-    def look(step: int, one: Given) -> Check:
+    def look(step: int, one: AuditTarget) -> Check:
         model = open_model(one)
         return rule(model.concept, step, math.nan, model.base)
 
@@ -289,7 +245,3 @@ def curve(
         checks.append(shared.checked(one, step, watched_by, partial(look, step, one)))
         done(checks[-1])
     return Curve(checks, choose(checks, steps.keys()))
-
-
-def _digest(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,183 +1,240 @@
-"""Results of a benchmark on disk -> cells, pairs and failures; what does not read as one is refused."""
+"""What was measured -> a result's JSON file, and a result's JSON file -> what was measured."""
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from infusion.errors import UserError
-
-_T = TypeVar("_T")
+Measures = Mapping[str, float | None]  # None: could not be measured
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a cell's strip: the number of its place there, and what it was drawn from."""
+    """One image of a cell's strip, and what it was drawn from; of a training image nothing but its kind is known."""
 
-    place: int
     kind: str
-    prompt: str
-    seed: int | None
-    score: float | None
+    prompt: str = ""
+    seed: int | None = None
+    score: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        if not self.prompt:
+            return {"kind": self.kind}
+        return {"kind": self.kind, "prompt": self.prompt, "seed": self.seed, "score": finite(self.score)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Tile":
+        kind, prompt = str(content["kind"]), str(content.get("prompt", ""))
+        return cls(kind, prompt, content.get("seed"), finite(content.get("score")))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is known of the adapter that a cell was drawn with."""
+
+    method: str
+    paper: str | None
+    settings: Mapping[str, Any]
+    num_parameters: int | None
+    file_bytes: int | None
+    train_seconds: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "method": self.method,
+            "paper": self.paper,
+            "settings": dict(self.settings),
+            "num_parameters": self.num_parameters,
+            "file_bytes": self.file_bytes,
+            "train_seconds": self.train_seconds,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Trained":
+        return cls(
+            method=str(content["method"]),
+            paper=content.get("paper"),
+            settings=dict(content.get("settings") or {}),
+            num_parameters=content.get("num_parameters"),
+            file_bytes=content.get("file_bytes"),
+            train_seconds=finite(content.get("train_seconds")),
+        )
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What one row of the benchmark measured on one individual.
+    """What one row of a benchmark measured on one individual.
 
-    benchmark: a digest of what all results of one benchmark share; None in a file that does not say. measures, nulls:
-    only finite numbers.
+    path: of the file. digest: of all that it depends on; benchmark: of what all results of one benchmark share; None in
+    a file that does not say. trained: None in the base model's rows, of which the first has known_answers and the other
+    null_ranks. nulls: what finite samples alone make of a measure. tiles: the strip of images beside the file.
     """
 
     path: Path
+    digest: str | None
     benchmark: str | None
     row: str
-    method: str
-    paper: str
-    settings: Mapping[str, Any]
     individual: int
     class_noun: str
-    num_parameters: int | None
-    file_bytes: int | None
-    train_seconds: float | None
+    trained: Trained | None
+    num_images: int
     seconds_per_image: float | None
     evaluation_seconds: float | None
-    num_images: int
-    measures: Mapping[str, float]
-    nulls: Mapping[str, float]
-    tiles: Sequence[Tile]
+    measures: Measures
+    nulls: Measures
+    tiles: tuple[Tile, ...]
+    known_answers: Measures | None = None
+    null_ranks: Measures | None = None
+
+    @property
+    def method(self) -> str:
+        return self.trained.method if self.trained else self.row
+
+    @property
+    def paper(self) -> str:
+        return (self.trained.paper if self.trained else None) or ""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.trained.settings if self.trained else {}
+
+    def to_json(self) -> dict[str, Any]:
+        of_base = {"known_answers": self.known_answers, "null_ranks": self.null_ranks}
+        return {
+            "digest": self.digest,
+            "benchmark": self.benchmark,
+            "row": self.row,
+            "individual": self.individual,
+            "class_noun": self.class_noun,
+            **(self.trained.to_json() if self.trained else {}),
+            "num_images": self.num_images,
+            "seconds_per_image": self.seconds_per_image,
+            "evaluation_seconds": self.evaluation_seconds,
+            "measures": dict(self.measures),
+            "nulls": dict(self.nulls),
+            "tiles": [tile.to_json() for tile in self.tiles],
+            **{name: dict(values) for name, values in of_base.items() if values is not None},
+        }
+
+    @classmethod
+    def from_json(cls, path: Path, content: Mapping[str, Any]) -> "Cell":
+        return cls(
+            path=path,
+            digest=content.get("digest"),
+            benchmark=_benchmark(content),
+            row=str(content["row"]),
+            individual=int(content["individual"]),
+            class_noun=str(content["class_noun"]),
+            trained=Trained.from_json(content) if "method" in content else None,
+            num_images=int(content.get("num_images") or 0),
+            seconds_per_image=finite(content.get("seconds_per_image")),
+            evaluation_seconds=finite(content.get("evaluation_seconds")),
+            measures=_measures(content["measures"]),
+            nulls=_measures(content.get("nulls") or {}),
+            tiles=tuple(map(Tile.from_json, content.get("tiles", ()))),
+            known_answers=_measures(content["known_answers"]) if "known_answers" in content else None,
+            null_ranks=_measures(content["null_ranks"]) if "null_ranks" in content else None,
+        )
 
 
 @dataclass(frozen=True)
 class Pair:
-    """What one row measured on two concepts in one prompt."""
+    """What one row measured on two concepts in one prompt. path, digest, benchmark: as of a cell."""
 
     path: Path
+    digest: str | None
     benchmark: str | None
     row: str
     individuals: tuple[int, ...]
-    same_class: bool
-    measures: Mapping[str, float]
+    class_nouns: tuple[str, ...]
+    num_images: int
+    measures: Measures
+
+    @property
+    def same_class(self) -> bool:
+        return len(set(self.class_nouns)) == 1
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "digest": self.digest,
+            "benchmark": self.benchmark,
+            "row": self.row,
+            "individuals": list(self.individuals),
+            "class_nouns": list(self.class_nouns),
+            "same_class": self.same_class,
+            "num_images": self.num_images,
+            "measures": dict(self.measures),
+        }
+
+    @classmethod
+    def from_json(cls, path: Path, content: Mapping[str, Any]) -> "Pair":
+        return cls(
+            path=path,
+            digest=content.get("digest"),
+            benchmark=_benchmark(content),
+            row=str(content["row"]),
+            individuals=tuple(map(int, content["individuals"])),
+            class_nouns=tuple(map(str, content["class_nouns"])),
+            num_images=int(content.get("num_images") or 0),
+            measures=_measures(content["measures"]),
+        )
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A result that could not be made: a training that diverged."""
+    """A result that could not be made: a training that diverged. path, digest, benchmark: as of a cell."""
 
     path: Path
+    digest: str | None
     benchmark: str | None
     row: str
-    individuals: str
     reason: str
 
+    @property
+    def individuals(self) -> str:
+        return self.path.stem
 
-@dataclass(frozen=True)
-class Check:
-    """One test that the measures had to pass. passed: None where it is only shown."""
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "digest": self.digest,
+            "benchmark": self.benchmark,
+            "row": self.row,
+            "measures": {},
+            "failed": self.reason,
+        }
 
-    name: str
-    sentence: str
-    passed: bool | None
-    value: float | None
-    low: float | None
-    high: float | None
-    num: int | None
-
-
-def read_result(path: Path, parse: Callable[[Path, Mapping[str, Any]], _T]) -> _T:
-    """A JSON file -> what `parse` makes of it; a UserError that names the file where it cannot."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return parse(path, content)
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except json.JSONDecodeError as error:
-        reason = f"it is no whole JSON (line {error.lineno})"
-        raise UserError(f"{path} is damaged: {reason}. Delete it and run the benchmark again.") from error
-    except KeyError as error:
-        raise UserError(f"{path} is damaged: it has no {error}. Delete it and run the benchmark again.") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        reason = "a value in it has the wrong kind"
-        raise UserError(f"{path} is damaged: {reason} ({error}). Delete it and run the benchmark again.") from error
+    @classmethod
+    def from_json(cls, path: Path, content: Mapping[str, Any]) -> "Failure":
+        return cls(path, content.get("digest"), _benchmark(content), str(content["row"]), str(content["failed"]))
 
 
-def or_failure(parse: Callable[[Path, Mapping[str, Any]], _T]) -> Callable[[Path, Mapping[str, Any]], _T | Failure]:
-    """What `parse` makes of a result, unless the result says that it failed."""
-
-    def parsed(path: Path, content: Mapping[str, Any]) -> _T | Failure:
-        if content.get("failed"):
-            return Failure(path, _benchmark(content), str(content["row"]), path.stem, str(content["failed"]))
-        return parse(path, content)
-
-    return parsed
+_Result = TypeVar("_Result", Cell, Pair)
 
 
-def cell_of(path: Path, content: Mapping[str, Any]) -> Cell:
-    tiles = [
-        Tile(place, str(tile["kind"]), str(tile.get("prompt", "")), tile.get("seed"), finite(tile.get("score")))
-        for place, tile in enumerate(content.get("tiles", ()))
-    ]
-    return Cell(
-        path=path,
-        benchmark=_benchmark(content),
-        row=str(content["row"]),
-        method=str(content.get("method", content["row"])),
-        paper=str(content.get("paper") or ""),
-        settings=dict(content.get("settings") or {}),
-        individual=int(content["individual"]),
-        class_noun=str(content["class_noun"]),
-        num_parameters=content.get("num_parameters"),
-        file_bytes=content.get("file_bytes"),
-        train_seconds=finite(content.get("train_seconds")),
-        seconds_per_image=finite(content.get("seconds_per_image")),
-        evaluation_seconds=finite(content.get("evaluation_seconds")),
-        num_images=int(content.get("num_images") or 0),
-        measures=_finite_only(content["measures"]),
-        nulls=_finite_only(content.get("nulls") or {}),
-        tiles=tiles,
-    )
+def or_failure(kind: type[_Result], path: Path, content: Mapping[str, Any]) -> _Result | Failure:
+    """A file's content -> a result of a kind, unless the file says that it could not be made."""
+    return Failure.from_json(path, content) if content.get("failed") else kind.from_json(path, content)
 
 
-def pair_of(path: Path, content: Mapping[str, Any]) -> Pair:
-    individuals = tuple(int(individual) for individual in content["individuals"])
-    return Pair(
-        path=path,
-        benchmark=_benchmark(content),
-        row=str(content["row"]),
-        individuals=individuals,
-        same_class=bool(content["same_class"]),
-        measures=_finite_only(content["measures"]),
-    )
+def rounded(values: Mapping[str, float]) -> dict[str, float | None]:
+    """To six digits; what could not be measured as None, because JSON has no NaN."""
+    return {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in values.items()}
+
+
+def finite(value: Any) -> float | None:
+    """A number as a file has it; None for what is none."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def known(measures: Measures) -> dict[str, float]:
+    """Those that could be measured."""
+    return {name: value for name, value in measures.items() if value is not None}
+
+
+def _measures(content: Mapping[str, Any]) -> dict[str, float | None]:
+    return {name: finite(value) for name, value in content.items()}
 
 
 def _benchmark(content: Mapping[str, Any]) -> str | None:
     return str(content["benchmark"]) if content.get("benchmark") else None
-
-
-def read_checks(path: Path) -> list[Check]:
-    return read_result(path, _checks) if path.exists() else []
-
-
-def _checks(path: Path, content: Mapping[str, Any]) -> list[Check]:
-    return [
-        Check(
-            name=str(check["name"]),
-            sentence=str(check.get("sentence", "")),
-            passed=check["passed"],
-            value=finite(check.get("value")),
-            low=finite(check.get("low")),
-            high=finite(check.get("high")),
-            num=check.get("num"),
-        )
-        for check in content["checks"]
-    ]
-
-
-def finite(value: Any) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _finite_only(values: Mapping[str, Any]) -> dict[str, float]:
-    return {name: number for name, value in values.items() if (number := finite(value)) is not None}

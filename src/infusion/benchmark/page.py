@@ -1,42 +1,31 @@
-"""A table of figures -> one page.
+"""A benchmark's results -> one page.
 
-The page is a single HTML file like that of `infusion.pages.training_page`: no script, nothing from the network.
+The page is a single HTML file like that of a training: no script, nothing from the network.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
-
-from infusion.benchmark.cells import Cell, Check
+from infusion.benchmark.cells import Cell
 from infusion.benchmark.page_images import cases_of, sheet_of, shown_individuals
-from infusion.benchmark.results import FEWEST, Results, is_clear, load_results
+from infusion.benchmark.results import FEWEST, Check, Results, is_clear, load_results
 from infusion.benchmark.table import cost, warnings
-from infusion.files import whole_file
 from infusion.intervals import Figure
-from infusion.metrics.catalogue import (
-    AGNOSTIC,
-    BASE,
-    BY_NAME,
-    FACTS,
-    KL,
-    MEASURES,
-    NOT_METHODS,
-    NOTES,
-    NULL,
-    PAIR_MEASURES,
-    RELATIVE,
-    SPECIFIC,
-    Measure,
-    arrow,
+from infusion.metrics.catalogue import BASE, BY_NAME, MEASURES, NOT_METHODS, NOTES, NULL, PAIR_MEASURES, arrow
+from infusion.metrics.metric import AGNOSTIC, FACTS, KL, RELATIVE, SPECIFIC, Measure
+from infusion.pages.html import render, write
+from infusion.pages.numbers import (
+    NOTHING,
+    format_bytes,
+    format_count,
+    format_interval,
+    format_number,
+    format_seconds,
+    num_decimals,
 )
-from infusion.pages.numbers import format_interval, format_number, num_decimals
 from infusion.pages.plots import scatter_plots
-from infusion.pages.training_page import data_uri, format_count, format_seconds, pieces
 
 MAIN = ("identity", "image_alignment", "text_alignment", "facts", "lfd_s4", "w2_background")
 _CHANCE = (
@@ -57,14 +46,13 @@ LIMITS = (
 
 def write_comparison(results_dir: str | Path, page_path: str | Path) -> None:
     """A folder of results -> one HTML file, whole or not at all. UserError when there is nothing to show."""
-    content = render_comparison(load_results(results_dir)).encode("utf-8", errors="replace")
-    with whole_file(Path(page_path)) as temporary_path:
-        temporary_path.write_bytes(content)
+    write(render_comparison(load_results(results_dir)), page_path)
 
 
 def render_comparison(results: Results) -> str:
     """Results -> HTML. All text is escaped."""
-    return _template().render(
+    return render(
+        "comparison.html.j2",
         results=results,
         statement=statement(results),
         warnings=warnings(results),
@@ -110,7 +98,8 @@ def statement(results: Results) -> str:
 
 def _seconds(cell: Cell) -> float:
     drawing = (cell.seconds_per_image or 0.0) * cell.num_images
-    return (cell.train_seconds or 0.0) + (cell.evaluation_seconds or drawing)
+    training = cell.trained.train_seconds if cell.trained else None
+    return (training or 0.0) + (cell.evaluation_seconds or drawing)
 
 
 def _counted(specification: Mapping[str, object], name: str) -> str:
@@ -131,7 +120,7 @@ def _both(results: Results) -> str:
     return " and ".join(there) or "nothing"
 
 
-# Tables.
+# --------------------------------------------------------------------------------------------------------- tables
 
 
 def _in_group(group: str) -> list[Measure]:
@@ -144,7 +133,7 @@ def _was_measured(results: Results, measure: Measure) -> bool:
 
 def _explained(results: Results) -> list[Measure]:
     measured = [measure for measure in MEASURES if _was_measured(results, measure)]
-    return measured + [m for m in PAIR_MEASURES if any(m.name in pair.measures for pair in results.pairs)]
+    return measured + [m for m in PAIR_MEASURES if any(pair.measures.get(m.name) is not None for pair in results.pairs)]
 
 
 class _Entry(NamedTuple):
@@ -207,20 +196,13 @@ def _plain_entries(figures: Sequence[Figure | None], signed: bool = False) -> li
     return [
         _Entry(format_number(figure.value, decimals, signed), format_interval(figure, decimals, signed))
         if figure
-        else _Entry("–")
+        else _Entry(NOTHING)
         for figure in figures
     ]
 
 
-def _format_bytes(num: float) -> str:
-    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if num >= size:
-            return f"{num / size:.3g} {unit}"
-    return f"{num:.0f} B"
-
-
 _COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("file", "file_bytes", _format_bytes),
+    ("file", "file_bytes", format_bytes),
     ("numbers", "num_parameters", lambda num: f"{num:,.0f}"),
     ("training", "train_seconds", format_seconds),
 )
@@ -228,7 +210,7 @@ _COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 def _cost_entries(results: Results, name: str, show: Callable[[float], str]) -> list[_Entry]:
     values = [cost(results, row, name) for row in results.rows]
-    return [_Entry(show(value)) if value else _Entry("–") for value in values]
+    return [_Entry(show(value)) if value else _Entry(NOTHING) for value in values]
 
 
 def _differences(results: Results, measures: Sequence[Measure]) -> _Table:
@@ -273,12 +255,11 @@ def _checks(checks: Sequence[Check]) -> list[tuple[Check, str, str]]:
 
 def _check_figure(check: Check) -> str:
     if check.value is None:
-        return "–"
-    nan = math.nan
-    low, high = (nan if bound is None else bound for bound in (check.low, check.high))
+        return NOTHING
+    low, high = (math.nan if bound is None else bound for bound in (check.low, check.high))
     figure = Figure(check.value, low, high, check.num or 0)
     decimals = num_decimals([figure])
-    interval = "" if math.isnan(low) or math.isnan(high) else format_interval(figure, decimals)
+    interval = format_interval(figure, decimals)
     return format_number(check.value, decimals) + (f" ({interval})" if interval else "")
 
 
@@ -286,20 +267,3 @@ def _settings(results: Results, row: str) -> tuple[str, Cell, str]:
     """A row, one of its cells, its settings in one line."""
     cell = next(iter(results.cells[row].values()))
     return row, cell, ", ".join(f"{name} = {value}" for name, value in cell.settings.items())
-
-
-# Pictures.
-
-
-# What the template calls.
-
-
-@cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"data_uri": data_uri, "pieces": pieces, "arrow": arrow}
-    return environment.from_string(
-        files("infusion.pages").joinpath("templates", "comparison.html.j2").read_text(encoding="utf-8")
-    )

@@ -1,4 +1,4 @@
-"""Results -> the images of their page: what every row drew from the same prompts and seeds, the best and the worst."""
+"""A benchmark's strips of images -> the sheets and cases that its page shows."""
 
 import re
 from collections.abc import Sequence
@@ -9,10 +9,7 @@ from PIL import Image, UnidentifiedImageError
 from infusion.benchmark.cells import Cell, Tile
 from infusion.benchmark.results import Results
 from infusion.errors import UserError
-from infusion.metrics.catalogue import (
-    BASE,
-    NULL,
-)
+from infusion.metrics.catalogue import BASE, NULL
 from infusion.pages.numbers import format_number
 
 _NUM_INDIVIDUALS_SHOWN = 3
@@ -20,8 +17,8 @@ _MOST_COLUMNS = 8
 _NUM_CASES = 6
 
 
-class _Sheet(NamedTuple):
-    """One individual: what every row drew from the same prompts and seeds, one strip of pictures a row."""
+class Sheet(NamedTuple):
+    """One individual: what every row drew from the same prompts and seeds, one strip of images a row."""
 
     heading: str
     training: Image.Image | None
@@ -29,8 +26,8 @@ class _Sheet(NamedTuple):
     rows: Sequence[tuple[str, Image.Image]]
 
 
-class _Cases(NamedTuple):
-    """A row's best and worst pictures, each above a training picture of its individual."""
+class Cases(NamedTuple):
+    """A row's best and worst images, each above a training image of its individual."""
 
     row: str
     worst: Image.Image | None
@@ -49,7 +46,7 @@ def shown_individuals(results: Results) -> list[int]:
     return [*nouns.values(), *others][:_NUM_INDIVIDUALS_SHOWN]
 
 
-def sheet_of(results: Results, individual: int) -> _Sheet | None:
+def sheet_of(results: Results, individual: int) -> Sheet | None:
     cells = {row: cells[individual] for row, cells in results.cells.items() if individual in cells}
     cells = {row: cell for row, cell in cells.items() if cell.path.with_suffix(".webp").exists()}
     drawn = {row: _grid(cell) for row, cell in cells.items()}
@@ -59,13 +56,13 @@ def sheet_of(results: Results, individual: int) -> _Sheet | None:
         return None
     side = next(iter(wanted.values())).height
     rows: list[tuple[str, Sequence[Image.Image | None]]] = []
-    training = next((pictures for cell in cells.values() if (pictures := _pictures(cell, "training"))), [])
+    training = next((images for cell in cells.values() if (images := _images(cell, "training"))), [])
     if BASE not in cells and (base := [_by_prompt(cell, "base") for cell in cells.values()]):
         rows.append((BASE, [base[0].get(column) for column in columns]))
     order = sorted(cells, key=lambda row: (row != BASE, row == NULL))
     rows += [(row, [drawn[row].get(column) for column in columns]) for row in order if drawn[row] and row != NULL]
     noun = results.individuals[individual]
-    return _Sheet(
+    return Sheet(
         heading=f"Individual {individual}, a {noun}",
         training=_strip(training[: len(columns)], side, len(columns)) if training else None,
         columns=[(prompt, f"seed {seed}") for prompt, seed in columns],
@@ -83,9 +80,7 @@ def _grid(cell: Cell) -> dict[_Place, Image.Image]:
 def _by_prompt(cell: Cell, kind: str) -> dict[_Place, Image.Image]:
     """A cell's tiles of a kind, by prompt and seed; a prompt is the same with the placeholder and with the noun."""
     chosen = [tile for tile in cell.tiles if tile.kind == kind]
-    return {
-        (_in_words(tile, cell), tile.seed): image for tile, image in zip(chosen, _pictures(cell, kind), strict=True)
-    }
+    return {(_in_words(tile, cell), tile.seed): image for tile, image in zip(chosen, _images(cell, kind), strict=True)}
 
 
 def _in_words(tile: Tile, cell: Cell) -> str:
@@ -94,9 +89,9 @@ def _in_words(tile: Tile, cell: Cell) -> str:
     return re.sub(rf"<[^<>\s]+>(\s+{re.escape(noun)}\b)?", lambda _: noun, tile.prompt)
 
 
-def _pictures(cell: Cell, kind: str) -> list[Image.Image]:
+def _images(cell: Cell, kind: str) -> list[Image.Image]:
     """A cell's tiles of one kind, cut out of its strip."""
-    places = [tile.place for tile in cell.tiles if tile.kind == kind]
+    places = [place for place, tile in enumerate(cell.tiles) if tile.kind == kind]
     if not places:
         return []
     path = cell.path.with_suffix(".webp")
@@ -115,7 +110,7 @@ def _pictures(cell: Cell, kind: str) -> list[Image.Image]:
 
 
 def _strip(images: Sequence[Image.Image | None], side: int, num: int) -> Image.Image:
-    """Pictures side by side, `num` places wide, a thin transparent line after each; a place without one stays clear."""
+    """Images side by side, `num` places wide, a thin transparent line after each; a place without one stays clear."""
     gap = max(1, side // 32)
     strip = Image.new("RGBA", (num * (side + gap), side))
     for i, image in enumerate(images):
@@ -124,13 +119,13 @@ def _strip(images: Sequence[Image.Image | None], side: int, num: int) -> Image.I
     return strip
 
 
-def cases_of(results: Results, row: str) -> _Cases | None:
-    """Of all individuals of a row, the pictures with the highest scores and with the lowest, as many of each."""
+def cases_of(results: Results, row: str) -> Cases | None:
+    """Of all individuals of a row, the images with the highest scores and with the lowest, as many of each."""
     cells = [cell for cell in results.cells[row].values() if cell.path.with_suffix(".webp").exists()]
     worst, best = (_extreme(cells, kind) for kind in ("worst", "best"))
     if not (worst or best):
         return None
-    return _Cases(row, _above_training(worst), _above_training(best), _captions(worst), _captions(best))
+    return Cases(row, _above_training(worst), _above_training(best), _captions(worst), _captions(best))
 
 
 _Case = tuple[Cell, Tile, Image.Image]
@@ -140,7 +135,7 @@ def _extreme(cells: Sequence[Cell], kind: str) -> list[_Case]:
     cases = []
     for cell in cells:
         chosen = [tile for tile in cell.tiles if tile.kind == kind]
-        cases += [(cell, tile, image) for tile, image in zip(chosen, _pictures(cell, kind), strict=True)]
+        cases += [(cell, tile, image) for tile, image in zip(chosen, _images(cell, kind), strict=True)]
     sign = -1 if kind == "best" else 1
     return sorted(cases, key=lambda case: sign * (case[1].score or 0.0))[:_NUM_CASES]
 
@@ -156,7 +151,7 @@ def _above_training(cases: Sequence[_Case]) -> Image.Image | None:
     if not cases:
         return None
     side = cases[0][2].height
-    training = [next(iter(_pictures(cell, "training")), None) for cell, _, _ in cases]
+    training = [next(iter(_images(cell, "training")), None) for cell, _, _ in cases]
     upper = _strip([image for _, _, image in cases], side, _NUM_CASES)
     if not any(training):
         return upper

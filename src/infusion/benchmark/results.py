@@ -1,40 +1,37 @@
-"""Results of a benchmark on disk -> a table of figures with intervals over individuals."""
+"""Results of a benchmark on disk -> figures with intervals over individuals."""
 
+import json
 import math
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from infusion import intervals
-from infusion.benchmark.cells import (
-    Cell,
-    Check,
-    Failure,
-    Pair,
-    cell_of,
-    or_failure,
-    pair_of,
-    read_checks,
-    read_result,
-)
+from infusion.benchmark.cells import Cell, Failure, Pair, finite, or_failure
 from infusion.errors import UserError, nearest
 from infusion.intervals import Figure
-from infusion.metrics.catalogue import (
-    BASE,
-    MEASURES,
-    NOT_METHODS,
-    PAIR_MEASURES,
-    REFERENCE,
-    ROUNDING,
-    UNCHANGED,
-    Measure,
-)
+from infusion.metrics.catalogue import BASE, MEASURES, NOT_METHODS, PAIR_MEASURES, REFERENCE, ROUNDING, UNCHANGED
+from infusion.metrics.metric import Measure
 
 FEWEST = 5  # individuals: an interval over fewer rests on assumptions that they cannot show, so no verdict does
 _SHARES = {measure.name for measure in (*MEASURES, *PAIR_MEASURES) if measure.is_share}
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One test that the measures had to pass. passed: None where it is only shown."""
+
+    name: str
+    sentence: str
+    passed: bool | None
+    value: float | None
+    low: float | None
+    high: float | None
+    num: int | None
 
 
 @dataclass(frozen=True)
@@ -62,8 +59,8 @@ class Results:
 
     def values(self, row: str, name: str) -> dict[int, float]:
         """A measure of a row -> its value on every individual that has one."""
-        cells = self.cells[row].values()
-        return {cell.individual: cell.measures[name] for cell in cells if name in cell.measures}
+        found = {cell.individual: cell.measures.get(name) for cell in self.cells[row].values()}
+        return {individual: value for individual, value in found.items() if value is not None}
 
     def figure(self, row: str, name: str) -> Figure | None:
         """Mean over individuals, with its interval; None where nothing was measured."""
@@ -71,7 +68,7 @@ class Results:
 
     def null(self, row: str, name: str) -> float | None:
         """What finite samples alone make of a measure: mean over individuals."""
-        figure = _mean(cell.nulls[name] for cell in self.cells[row].values() if name in cell.nulls)
+        figure = _mean(_known(cell.nulls.get(name) for cell in self.cells[row].values()))
         return figure and figure.value
 
     def difference(self, row: str, name: str, reference: str | None = None) -> Figure | None:
@@ -82,7 +79,7 @@ class Results:
     def pair_figure(self, row: str, name: str, same_class: bool) -> Figure | None:
         """Mean over pairs of concepts, with its interval."""
         pairs = [pair for pair in self.pairs if pair.row == row and pair.same_class == same_class]
-        return _measured(name, (pair.measures[name] for pair in pairs if name in pair.measures))
+        return _measured(name, _known(pair.measures.get(name) for pair in pairs))
 
     def learnt(self, row: str) -> bool:
         """Whether a row's identity is above the base model's beyond chance; True where it was not measured."""
@@ -124,6 +121,10 @@ def is_clear(difference: Figure) -> bool:
     return difference.num >= FEWEST and (difference.low > 0 or difference.high < 0)
 
 
+def _known(values: Iterable[float | None]) -> Iterator[float]:
+    return (value for value in values if value is not None)
+
+
 def _measured(name: str, values: Iterable[float]) -> Figure | None:
     """Mean of a measure's values; the interval of a share lies within 0 and 1."""
     figure = _mean(values)
@@ -140,7 +141,7 @@ def _mean_of(values: tuple[float, ...]) -> Figure | None:
     return intervals.mean(values) if values else None
 
 
-# From disk.
+# ------------------------------------------------------------------------------------------------------ from disk
 
 
 def load_results(folder: str | Path, reference: str | None = None) -> Results:
@@ -159,9 +160,9 @@ def load_results(folder: str | Path, reference: str | None = None) -> Results:
             f"There are no results in {folder} yet: {folder / 'cells'} has none of its rows and individuals. Run the "
             "benchmark first."
         )
-    told = [read_result(path, or_failure(cell_of)) for path in paths]
+    told = [_read(path, partial(or_failure, Cell)) for path in paths]
     told_of_pairs = [
-        read_result(path, or_failure(pair_of)) for path in _of_this_benchmark(folder / "pairs", specification)
+        _read(path, partial(or_failure, Pair)) for path in _of_this_benchmark(folder / "pairs", specification)
     ]
     cells = [cell for cell in told if isinstance(cell, Cell)]
     if not cells:
@@ -180,8 +181,8 @@ def load_results(folder: str | Path, reference: str | None = None) -> Results:
         cells={row: {cell.individual: cell for cell in _of_row(cells, row)} for row in rows},
         pairs=[pair for pair in told_of_pairs if isinstance(pair, Pair) and pair.row in rows],
         failures=[failure for failure in (*told, *told_of_pairs) if isinstance(failure, Failure)],
-        validity=read_checks(folder / "validity.json"),
-        stop_rule=read_checks(folder / "stop_rule.json"),
+        validity=_read_checks(folder / "validity.json"),
+        stop_rule=_read_checks(folder / "stop_rule.json"),
     )
 
 
@@ -223,6 +224,42 @@ def _ordered_rows(found: set[str], specification: Mapping[str, Any]) -> tuple[st
         return last, places.get(row, math.inf), row != REFERENCE, row
 
     return tuple(sorted(found, key=place))
+
+
+def _read(path: Path, parse: Callable[[Path, Mapping[str, Any]], _T]) -> _T:
+    """A JSON file -> what `parse` makes of it; a UserError that names the file where it cannot."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return parse(path, content)
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except json.JSONDecodeError as error:
+        reason = f"it is no whole JSON (line {error.lineno})"
+        raise UserError(f"{path} is damaged: {reason}. Delete it and run the benchmark again.") from error
+    except KeyError as error:
+        raise UserError(f"{path} is damaged: it has no {error}. Delete it and run the benchmark again.") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        reason = "a value in it has the wrong kind"
+        raise UserError(f"{path} is damaged: {reason} ({error}). Delete it and run the benchmark again.") from error
+
+
+def _read_checks(path: Path) -> list[Check]:
+    return _read(path, _checks) if path.exists() else []
+
+
+def _checks(path: Path, content: Mapping[str, Any]) -> list[Check]:
+    return [
+        Check(
+            name=str(check["name"]),
+            sentence=str(check.get("sentence", "")),
+            passed=check["passed"],
+            value=finite(check.get("value")),
+            low=finite(check.get("low")),
+            high=finite(check.get("high")),
+            num=check.get("num"),
+        )
+        for check in content["checks"]
+    ]
 
 
 def _read_specification(path: Path) -> dict[str, Any]:
@@ -268,6 +305,3 @@ def _mixed(first: Cell, second: Cell, what: str) -> UserError:
         f"{first.path} and {second.path} have different {what}: results of different benchmarks are mixed. "
         "Keep each benchmark in its own folder."
     )
-
-
-# The table.

@@ -1,4 +1,4 @@
-"""A benchmark's TOML file -> what it says: individuals, prompts, rows, how much is drawn."""
+"""A TOML file -> what a benchmark is to make: methods with settings, individuals, prompts."""
 
 import re
 import tomllib
@@ -8,30 +8,16 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from infusion.benchmark.individuals import RARE_TOKENS, Individual
 from infusion.errors import UserError, all_at_once, nearest, noting
 from infusion.evaluation.plans import Drawing, Plan, Wanted
 from infusion.methods import METHODS
 from infusion.methods.method import Method
-from infusion.metrics import check_wanted
 from infusion.metrics.catalogue import BASE, NULL
+from infusion.metrics.facts import check_wanted
 from infusion.settings import from_mapping, parse
-from infusion.toybox.scene import (
-    CLASSES,
-    FIRST_RESERVED_CONCEPT,
-)
+from infusion.toybox.scene import CLASSES, FIRST_RESERVED_CONCEPT
 from infusion.training.settings import TrainingSettings
-
-RARE_TOKENS = ("sks", "zwx", "ohwx", "qjb")
-
-
-@dataclass(frozen=True)
-class Individual:
-    """One concept of the toybox. rare_token: what stands for it in methods that put one before the class noun; two
-    individuals of one class have two, so that they can stand in one prompt."""
-
-    seed: int
-    class_noun: str
-    rare_token: str = RARE_TOKENS[0]
 
 
 @dataclass(frozen=True)

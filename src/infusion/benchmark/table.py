@@ -1,22 +1,18 @@
-"""Results -> a table for people and for programs."""
+"""Results -> a table in Markdown and in JSON, and what there is to warn of."""
 
 import json
 from collections.abc import Sequence
 from typing import Any
 
-from infusion.benchmark.cells import (
-    finite,
-)
+from infusion.benchmark.cells import finite
 from infusion.benchmark.results import FEWEST, Results
 from infusion.errors import UserError, nearest
 from infusion.intervals import Figure
-from infusion.metrics.catalogue import (
-    BY_NAME,
-    MEASURES,
-    Measure,
-    arrow,
-)
+from infusion.metrics.catalogue import BY_NAME, MEASURES, arrow
+from infusion.metrics.metric import Measure
 from infusion.pages.numbers import format_interval, format_number, num_decimals
+
+COSTS = ("num_parameters", "file_bytes", "train_seconds", "seconds_per_image")
 
 
 def warnings(results: Results) -> list[str]:
@@ -39,12 +35,10 @@ def warnings(results: Results) -> list[str]:
 
 def cost(results: Results, row: str, name: str) -> float | None:
     """Mean over individuals of a number that is counted and not measured: `num_parameters`, `train_seconds`, ..."""
-    values = [getattr(cell, name) for cell in results.cells[row].values()]
+    cells = results.cells[row].values()
+    values = [getattr(cell if name == "seconds_per_image" else cell.trained, name, None) for cell in cells]
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-COSTS = ("num_parameters", "file_bytes", "train_seconds", "seconds_per_image")
 
 
 def table(results: Results) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A specification -> the results to be made, and a digest of all that each depends on."""
+"""A specification -> units of work, each with a digest of all that its result depends on."""
 
 import hashlib
 import json
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from infusion.base import Base
-from infusion.benchmark.images import concept_of
-from infusion.benchmark.specification import Individual, Specification
+from infusion.benchmark.individuals import Individual, concept_of
+from infusion.benchmark.specification import Specification
 from infusion.metrics.catalogue import BASE, NULL
 from infusion.toybox.judges import judges_dir
 
-SCHEMA = 2  # to be raised when what is measured changes
+_SCHEMA = 2  # to be raised when what is measured changes
 
 
 @dataclass(frozen=True)
@@ -58,44 +58,51 @@ def adapter_digest(spec: Specification, row_name: str, individual: Individual, g
     """What a trained adapter depends on; for the base's rows, what stands in for one."""
     row = spec.row(row_name)
     if row is None:
-        return facts_digest({"base": ground.base, "row": row_name})
+        return digest_of({"base": ground.base, "row": row_name})
     drawing, method = spec.plan.drawing, row.method_for(individual)
     facts: dict[str, Any] = {
         "base": ground.base,
         "method": [method.name, asdict(method), asdict(row.training)],
-        "pictures": _pictures_digest(individual),
+        "pictures": _images_digest(individual),
         "class_noun": individual.class_noun,
     }
     if method.prior_preservation_weight:
         facts["class_pictures"] = [drawing.num_inference_steps, drawing.guidance_scale]
-    return facts_digest(facts)
+    return digest_of(facts)
 
 
 def digest(spec: Specification, unit: Unit, ground: Ground) -> str:
     """What a result depends on, as 16 hexadecimal digits."""
     facts = {
-        "schema": SCHEMA,
+        "schema": _SCHEMA,
         "ground": asdict(ground),
         "adapters": [adapter_digest(spec, unit.row, one, ground) for one in unit.individuals],
         "individuals": [asdict(one) for one in unit.individuals],
         "plan": asdict(spec.plan_for(unit.individuals[0].class_noun)),
         "pair_prompts": spec.pair_prompts if len(unit.individuals) > 1 else None,
     }
-    return facts_digest(facts)
+    return digest_of(facts)
+
+
+def common_digest(spec: Specification, ground: Ground) -> str:
+    """What all results of one benchmark share."""
+    return digest_of({"schema": _SCHEMA, "ground": asdict(ground), "plan": asdict(spec.plan)})
 
 
 @cache
-def _pictures_digest(individual: Individual) -> str:
+def _images_digest(individual: Individual) -> str:
     concept = concept_of(individual)
-    pictures = b"".join(picture.tobytes() for picture in (*concept.images, *concept.masks) if picture)
-    return hashlib.sha256(pictures).hexdigest()[:16]
+    images = b"".join(image.tobytes() for image in (*concept.images, *concept.masks) if image)
+    return hashlib.sha256(images).hexdigest()[:16]
 
 
-def facts_digest(facts: Mapping[str, Any]) -> str:
+def digest_of(facts: Mapping[str, Any]) -> str:
+    """Facts -> 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def is_done(folder: Path, unit: Unit, key: str) -> bool:
+    """Whether a result stands on disk, whole, of the digest `key`."""
     try:
         return bool(json.loads((folder / unit.path).read_text())["digest"] == key)
     except (OSError, ValueError, KeyError, TypeError):

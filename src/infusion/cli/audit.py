@@ -17,7 +17,7 @@ from infusion.cli.audit_given import (
     check_outputs,
     class_noun_of,
     limits_of,
-    page_of,
+    outputs_of,
     real_images,
     targets_at,
 )
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
     from infusion.auditing.limits import Limit
     from infusion.auditing.result import AuditResult, Curve
-    from infusion.auditing.run import Audit, Given, Model
+    from infusion.auditing.run import Audit
+    from infusion.auditing.target import AuditTarget, Model
     from infusion.base import Base
     from infusion.concepts.concept import Concept
     from infusion.training.stopping import Check
@@ -129,10 +130,9 @@ def audit(
     from infusion.evaluation.plans import plan_for, read_prompts
     from infusion.terminal import plain_console
 
-    page = output or page_of(paths)
-    json_path = json_ or Path(f"{page}".removesuffix(page.suffix) + ".json")
+    page, json_path = outputs_of(paths, output, json_)
     mistakes: list[str] = []
-    found: list[Given] = []
+    found: list[AuditTarget] = []
     name = noun = concept = wanted = None
     limits: list[Limit] = []
     for path in paths:
@@ -163,7 +163,8 @@ def audit(
     plan = plan_for(noun, name == TOYBOX, quick, seeds, wanted)
     evaluators, names = find_evaluators(console, name, clip, encoder, model.device)
 
-    from infusion.auditing.run import Audit, opened
+    from infusion.auditing.run import Audit
+    from infusion.auditing.target import opened
     from infusion.base.latents import square
 
     shown = [square(image, model.size_px) for image in concept.images] if concept else []
@@ -197,15 +198,15 @@ def _check_limits(audited: "Sequence[AuditResult]", limits: "Sequence[Limit]") -
 def _curve(
     console: "Console",
     shared: "Audit",
-    run: "Sequence[Given]",
+    run: "Sequence[AuditTarget]",
     concept: "Concept",
     encoders: tuple[str, str],
-    open_model: "Callable[[Given], Model]",
-) -> "tuple[Curve, list[Given]]":
+    open_model: "Callable[[AuditTarget], Model]",
+) -> "tuple[Curve, list[AuditTarget]]":
     """Every checkpoint looked at; then the one to keep and the last, to be measured in full."""
     from infusion.auditing.run import by_step, curve
     from infusion.metrics.encoders import load_clip, load_image_encoder
-    from infusion.pages.training_page import format_seconds
+    from infusion.pages.numbers import format_seconds
     from infusion.terminal import progress_bar
     from infusion.training.stopping import SelfCheck, looked_with
 
@@ -215,7 +216,7 @@ def _curve(
     started, done, num_opened = time.monotonic(), 0, 0  # what was seen before is kept: such a checkpoint is not opened
     with progress_bar(console, "Looking at checkpoints") as advance:
 
-        def open_counted(one: "Given") -> "Model":
+        def open_counted(one: "AuditTarget") -> "Model":
             nonlocal num_opened
             num_opened += 1
             return open_model(one)
@@ -233,12 +234,12 @@ def _curve(
     return found, [kept] if kept is last else [kept, last]
 
 
-def _infusion(console: "Console", base: "Base", concept: "Concept", work_dir: Path) -> "Given":
+def _infusion(console: "Console", base: "Base", concept: "Concept", work_dir: Path) -> "AuditTarget":
     """Infusion, trained on the same pictures with its defaults, or as it was trained before."""
-    from infusion.auditing.run import given
+    from infusion.auditing.target import given
     from infusion.methods.adapter_file import save_adapter
     from infusion.methods.infusion import Infusion
-    from infusion.pages.training_page import format_seconds
+    from infusion.pages.numbers import format_seconds
     from infusion.terminal import progress_bar
     from infusion.training.loop import train
 
@@ -259,11 +260,11 @@ def _infusion(console: "Console", base: "Base", concept: "Concept", work_dir: Pa
 def _audited(
     console: "Console",
     shared: "Audit",
-    found: "Sequence[Given]",
-    open_model: "Callable[[Given], Model]",
+    found: "Sequence[AuditTarget]",
+    open_model: "Callable[[AuditTarget], Model]",
 ) -> "list[AuditResult]":
     """Everything measured, one after another, with one bar."""
-    from infusion.pages.training_page import format_count, format_seconds
+    from infusion.pages.numbers import format_count, format_seconds
     from infusion.terminal import progress_bar
 
     total = shared.num_to_draw(found)
@@ -290,8 +291,9 @@ def _write(
 ) -> None:
     """A page for each, and one about all where there are several; all figures in one file."""
     from infusion.auditing.answers import answers
-    from infusion.auditing.figures import to_json
-    from infusion.auditing.page import write_audit, write_audits
+    from infusion.auditing.comparison_page import write_audits
+    from infusion.auditing.page import write_audit
+    from infusion.auditing.record import to_json
     from infusion.files import whole_file
 
     with whole_file(json_path) as temporary:

@@ -13,19 +13,19 @@ from infusion.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from infusion.auditing.limits import Limit
-    from infusion.auditing.run import Given
+    from infusion.auditing.target import AuditTarget
     from infusion.concepts.concept import Concept
 
 
-def targets_at(path: Path, class_noun: str | None, trigger: str | None, scale: float) -> "list[Given]":
+def targets_at(path: Path, class_noun: str | None, trigger: str | None, scale: float) -> "list[AuditTarget]":
     """A file or folder, or one on the Hub; of a folder of checkpoints, each."""
-    from infusion.auditing.run import given
+    from infusion.auditing.target import given
     from infusion.foreign import checkpoints, is_run
 
     return [given(one, class_noun, trigger, scale) for one in (checkpoints(path) if is_run(path) else [path])]
 
 
-def class_noun_of(found: "Sequence[Given]", several_runs: bool) -> str | None:
+def class_noun_of(found: "Sequence[AuditTarget]", several_runs: bool) -> str | None:
     if several_runs:
         raise UserError("A folder of checkpoints is audited by itself: give it alone, or single files to compare.")
     for one in found:
@@ -37,7 +37,7 @@ def class_noun_of(found: "Sequence[Given]", several_runs: bool) -> str | None:
     return found[0].class_noun if found else None
 
 
-def base_of(base: str | None, found: "Sequence[Given]") -> str | None:
+def base_of(base: str | None, found: "Sequence[AuditTarget]") -> str | None:
     """What everything was trained on: what the person says, or a file of ours."""
     if not found:
         return base
@@ -59,7 +59,7 @@ def check_noun(base: str | None, class_noun: str | None) -> None:
 
 
 def real_images(
-    folder: Path | None, found: "Sequence[Given]", class_noun: str | None, is_run: bool, beside_infusion: bool
+    folder: Path | None, found: "Sequence[AuditTarget]", class_noun: str | None, is_run: bool, beside_infusion: bool
 ) -> "Concept | None":
     """The real pictures; a caption that tells of another thing than a file of ours is a folder given by mistake."""
     from infusion.concepts.concept import load_concept
@@ -100,6 +100,12 @@ def page_of(paths: Sequence[Path]) -> Path:
     else:
         name = "-".join(path.parts).replace("@", "-").removesuffix(".safetensors")  # on the Hub
     return Path(f"{name}-audit.html")
+
+
+def outputs_of(paths: Sequence[Path], page: Path | None, json_path: Path | None) -> tuple[Path, Path]:
+    """The page and the file of all figures, beside it unless it is named."""
+    page = page or page_of(paths)
+    return page, json_path or Path(f"{page}".removesuffix(page.suffix) + ".json")
 
 
 def check_outputs(page: Path, json_path: Path, work_dir: Path) -> None:

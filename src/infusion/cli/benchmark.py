@@ -4,7 +4,7 @@ import os
 import shlex
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from infusion.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from infusion.benchmark.specification import Specification
+    from infusion.benchmark.units import Unit
 
 _TOLD_FAILURES = 10
 
@@ -29,9 +32,10 @@ def benchmark(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be made, and what is there.")] = False,
 ) -> None:
     """Compare methods on individuals of the embedded world; what was made before is kept."""
-    from infusion.benchmark import run as benchmarks
+    from infusion.benchmark.run import run
+    from infusion.benchmark.specification import load_specification
     from infusion.files import check_writable
-    from infusion.pages.training_page import format_count, format_seconds
+    from infusion.pages.numbers import format_count, format_seconds
     from infusion.terminal import no_loading_bars, plain_console, progress_bar
 
     path, folder = _specification(spec)
@@ -39,15 +43,15 @@ def benchmark(
     console = plain_console()
     no_loading_bars()
     os.environ.setdefault("TQDM_DISABLE", "1")  # those of the processes that will be started
-    plan = benchmarks.load_specification(path)
+    plan = load_specification(path)
     if dry_run:
-        console.print(_dry(benchmarks, plan, folder))
+        console.print(_dry(plan, folder))
         return
     check_writable(folder / "index.html")
     failed: list[str] = []
     words = ["infusion", "benchmark", spec, "-o", str(folder)]
     words += ["--processes", str(processes)] if processes > 1 else []
-    results = benchmarks.run(path, folder, processes)
+    results = run(path, folder, processes)
     try:
         with reported_when_stopped(), progress_bar(console, "Measuring") as advance, closing(results):
             for now in results:
@@ -97,18 +101,19 @@ def _specification(spec: str) -> tuple[Path, Path]:
 # --- what is done ---
 
 
-def _named(unit: Any) -> str:
+def _named(unit: "Unit") -> str:
     return f"{unit.row} {' and '.join(str(one.seed) for one in unit.individuals)}"
 
 
-def _dry(benchmarks: Any, spec: Any, folder: Path) -> str:
+def _dry(spec: "Specification", folder: Path) -> str:
     """How much a benchmark is, and how much of it is there."""
     from infusion.base import load_base
-    from infusion.pages.training_page import format_count
+    from infusion.benchmark.units import Ground, digest, is_done, units
+    from infusion.pages.numbers import format_count
 
-    ground = benchmarks.Ground.of(spec, load_base(spec.base))
-    everything = benchmarks.units(spec)
-    there = sum(benchmarks.is_done(folder, unit, benchmarks.digest(spec, unit, ground)) for unit in everything)
+    ground = Ground.of(spec, load_base(spec.base))
+    everything = units(spec)
+    there = sum(is_done(folder, unit, digest(spec, unit, ground)) for unit in everything)
     num_rows = len({unit.row for unit in everything})
     pairs = sum(len(unit.individuals) > 1 for unit in everything)
     return (

@@ -151,7 +151,7 @@ def _draw(
     from infusion.concepts.concept import slug
     from infusion.files import save_png
     from infusion.generation.pipeline import sample_prompts
-    from infusion.pages.training_page import contact_sheet
+    from infusion.pages.images import contact_sheet
     from infusion.terminal import progress_bar
 
     defaults = inspect.signature(sample_prompts).parameters.values()

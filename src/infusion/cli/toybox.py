@@ -34,7 +34,7 @@ def render(
     import time
 
     from infusion.files import check_writable
-    from infusion.pages.training_page import format_seconds
+    from infusion.pages.numbers import format_seconds
     from infusion.terminal import plain_console, progress_bar
     from infusion.toybox.folders import write_scenes
 
@@ -205,7 +205,7 @@ def sheet(
 ) -> None:
     """One picture that shows what is in the world."""
     from infusion.files import check_writable, save_png
-    from infusion.pages.training_page import contact_sheet
+    from infusion.pages.images import contact_sheet
     from infusion.toybox.concepts import to_image
     from infusion.toybox.render import render as draw
 

@@ -202,7 +202,7 @@ class _Pace:
         self._left -= self._per_concept - self._at.get(name, 0)
 
     def told(self) -> str:
-        from infusion.pages.training_page import format_seconds
+        from infusion.pages.numbers import format_seconds
 
         if not self._made:
             return ""

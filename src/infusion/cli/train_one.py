@@ -238,7 +238,7 @@ def _with_progress(
 
     preview: the pictures to show of a step, if any.
     """
-    from infusion.pages.training_page import format_seconds
+    from infusion.pages.numbers import format_seconds
     from infusion.terminal import progress_bar
     from infusion.training.showcase import TrainingRecord
     from infusion.training.stopping import train_until_best
@@ -304,7 +304,8 @@ def _preview(base: "Base", adapter: "Adapter", previews_dir: Path, every: int, s
     """Pictures after every so many steps, also written into a folder."""
     from infusion.files import save_png
     from infusion.generation.pipeline import generate as generate_images
-    from infusion.pages.training_page import Preview, grid
+    from infusion.pages.images import grid
+    from infusion.pages.training_page import Preview
 
     if step % every:
         return []

@@ -16,9 +16,11 @@ from infusion.base.customization import Named
 from infusion.evaluation.drawing import Asked, decoded, draw
 from infusion.evaluation.reference import Reference
 from infusion.intervals import Figure
-from infusion.metrics import Evidence, Images, Nearest, Predictions, alignment, copies, facts, identity, wasserstein
+from infusion.metrics import alignment, copies, facts, identity, wasserstein
 from infusion.metrics.catalogue import BY_NAME, METRICS
-from infusion.metrics.metric import measure
+from infusion.metrics.copies import Nearest
+from infusion.metrics.latent_fisher import Predictions
+from infusion.metrics.metric import Evidence, Images, measure
 from infusion.store import Store
 
 _LATENTS = "latents"

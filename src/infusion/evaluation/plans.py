@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from infusion.errors import UserError, all_at_once, nearest
-from infusion.metrics import FACTS
+from infusion.metrics.facts import FACTS
 from infusion.settings import setting, validate
 from infusion.toybox.scene import CLASSES
 

@@ -14,7 +14,8 @@ from infusion.base.prompts import class_prompt
 from infusion.evaluation.drawing import Asked, decoded, draw
 from infusion.evaluation.evaluators import Evaluators
 from infusion.evaluation.plans import Plan
-from infusion.metrics import Images, Probe
+from infusion.metrics.latent_fisher import Probe
+from infusion.metrics.metric import Images
 from infusion.metrics.wasserstein import Features, distances
 from infusion.store import Store
 

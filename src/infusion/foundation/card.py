@@ -10,21 +10,12 @@ import numpy as np
 from infusion.errors import UserError
 from infusion.files import whole_file
 from infusion.intervals import Figure, Gate, Measured
+from infusion.pages.numbers import format_in_unit
 from infusion.toybox.scene import HELD_OUT_SCENES
 
 
 def verdict(gate: Gate, figure: Figure) -> str:
     return {None: "", True: "green", False: "RED"}[gate.passed(figure)]
-
-
-def format_value(gate: Gate, value: float) -> str:
-    if gate.unit == "%":
-        return f"{100 * value:.1f}%"
-    return f"{value:.2f} {gate.unit}".rstrip()
-
-
-def format_interval(gate: Gate, figure: Figure) -> str:
-    return f"{format_value(gate, figure.low)} to {format_value(gate, figure.high)}"
 
 
 def as_json(measured: Sequence[Measured]) -> list[dict[str, Any]]:
@@ -42,8 +33,9 @@ def table(measured: Sequence[Measured]) -> str:
     """In Markdown."""
     lines = ["| gate | at least | measured | 95% interval | n | |", "|---|---|---|---|---|---|"]
     for gate, figure in measured:
-        least = "" if gate.at_least is None else format_value(gate, gate.at_least)
-        told = f"{format_value(gate, figure.value)} | {format_interval(gate, figure)} | {figure.num}"
+        least = "" if gate.at_least is None else format_in_unit(gate.at_least, gate.unit)
+        value, low, high = (format_in_unit(number, gate.unit) for number in figure[:3])
+        told = f"{value} | {low} to {high} | {figure.num}"
         lines.append(f"| {gate.name} | {least} | {told} | {verdict(gate, figure)} |")
     return "\n".join(lines)
 

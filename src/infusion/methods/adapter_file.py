@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from infusion.hub import adapter_path
 from infusion.methods import METHODS
 from infusion.methods.adapter import Adapter
 from infusion.settings import from_mapping
+from infusion.versions import versions
 
 _SCHEMA = 1
 _PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample", FLOW: "flow"}
@@ -62,7 +62,7 @@ def save_adapter(adapter: Adapter, path: str | Path, base: Base, training: Mappi
         "class_noun": adapter.class_noun,
         "base": {"id": base.id, "family": base.family.architecture, "fingerprint": base.fingerprint()},
         "training": dict(training or {}),
-        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
+        "versions": versions(),
         "created": created,
     }
     metadata = {

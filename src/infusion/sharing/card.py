@@ -5,7 +5,7 @@ import math
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from infusion.methods import METHODS
 from infusion.methods.adapter_file import read_adapter_file
 from infusion.methods.method import Method
 from infusion.metrics.catalogue import arrow, measure_of
-from infusion.pages.training_page import format_count
+from infusion.pages.numbers import format_count, has_interval
 from infusion.settings import from_mapping
+from infusion.sharing.audit_record import AuditRecord
 from infusion.toybox import TOYBOX
 
 _TAGS = ("text-to-image", "diffusers", "infusion")
@@ -89,18 +90,17 @@ def describe(path: Path) -> Described:
     )
 
 
-def read_evaluation(path: Path, described: Described) -> dict[str, Any]:
-    """The figures that `infusion audit` wrote of this adapter.
+def read_evaluation(path: Path, described: Described) -> AuditRecord:
+    """What `infusion audit` wrote of this adapter; where folders lie is left out.
 
     Raises:
         UserError: the file cannot be read, is something else, or is of another adapter.
     """
     try:
-        found = _of_this(json.loads(path.read_text(encoding="utf-8"))["audits"], described)
-        of = {name: found["adapter"][name] for name in _OF_ONE_ADAPTER}
-        num_bytes = found["adapter"]["bytes"]
-        figures = {name: _figure(row) for name, row in found["measures"].items()}
-        told = len(found["plan"]["prompts"]), len(found["seeds"]), found["base"]["id"], found["witnesses"].items()
+        content = _of_this(json.loads(path.read_text(encoding="utf-8"))["audits"], described)
+        found = AuditRecord.from_json(content)
+        of = {name: found.adapter[name] for name in _OF_ONE_ADAPTER}
+        num_bytes = found.adapter["bytes"]
     except OSError as error:
         raise UserError(f"Cannot read the evaluation {path}: {error.strerror}.") from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:
@@ -110,15 +110,19 @@ def read_evaluation(path: Path, described: Described) -> dict[str, Any]:
             f"{path} is the evaluation of another adapter, or of another training of {described.placeholder}: measure "
             "this one, with `infusion audit`."
         )
-    num_prompts, num_seeds, base, evaluators = told
-    return {
-        "figures": {name: figure for name, figure in figures.items() if math.isfinite(figure.value)},
-        "base": _public_name(base),
-        "drawn": f"{format_count(num_prompts, 'prompt')} × {format_count(num_seeds, 'seed')}",
-        "num_pictures": found["num_pictures"],
-        "witnesses": {kind: _public_name(name) for kind, name in evaluators if name},
-        "answers": [(str(one["question"]), str(one["answer"]), str(one["sentence"])) for one in found["answers"]],
-    }
+    evaluators = {kind: _public_name(name) for kind, name in found.evaluators.items() if name}
+    return replace(found, base=_public_name(found.base), evaluators=evaluators)
+
+
+def _figures(evaluation: AuditRecord) -> dict[str, Figure]:
+    """What could be measured."""
+    figures = {name: measured.figure for name, measured in evaluation.measures.items()}
+    return {name: figure for name, figure in figures.items() if math.isfinite(figure.value)}
+
+
+def _drawn(evaluation: AuditRecord) -> str:
+    num_prompts, num_seeds = len(evaluation.plan["prompts"]), len(evaluation.seeds)
+    return f"{format_count(num_prompts, 'prompt')} × {format_count(num_seeds, 'seed')}"
 
 
 def _of_this(audits: Sequence[Any], described: Described) -> Any:
@@ -127,7 +131,7 @@ def _of_this(audits: Sequence[Any], described: Described) -> Any:
 
 
 def card(
-    described: Described, repo_id: str, pictures: Sequence[Shown] = (), evaluation: Mapping[str, Any] | None = None
+    described: Described, repo_id: str, pictures: Sequence[Shown] = (), evaluation: AuditRecord | None = None
 ) -> str:
     """The whole README.md: metadata as the Hub reads it, then text."""
     chapters = [
@@ -145,7 +149,7 @@ def card(
 # --- metadata ---
 
 
-def _metadata(described: Described, pictures: Sequence[Shown], evaluation: Mapping[str, Any] | None) -> ModelCardData:
+def _metadata(described: Described, pictures: Sequence[Shown], evaluation: AuditRecord | None) -> ModelCardData:
     loader = described.method.diffusers_loader
     family = described.about["base"].get("family", "stable-diffusion-v1")  # older files are of these alone
     family = _FAMILY_TAGS.get(family, family)
@@ -170,25 +174,25 @@ def _metadata(described: Described, pictures: Sequence[Shown], evaluation: Mappi
     )
 
 
-def _results(evaluation: Mapping[str, Any]) -> list[EvalResult]:
+def _results(evaluation: AuditRecord) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="text-to-image",
             dataset_type="infusion-audit",
-            dataset_name=f"infusion audit, {evaluation['drawn']}",
-            dataset_args={"base": evaluation["base"], "witnesses": evaluation["witnesses"]},
+            dataset_name=f"infusion audit, {_drawn(evaluation)}",
+            dataset_args={"base": evaluation.base, "witnesses": dict(evaluation.evaluators)},
             metric_type=name,
             metric_name=_label(name, figure),
             metric_value=figure.value,
-            metric_args={"low": figure.low, "high": figure.high, "num": figure.num} if _has_interval(figure) else None,
+            metric_args={"low": figure.low, "high": figure.high, "num": figure.num} if has_interval(figure) else None,
         )
-        for name, figure in evaluation["figures"].items()
+        for name, figure in _figures(evaluation).items()
     ]
 
 
 def _label(name: str, figure: Figure) -> str:
     """ "identity ↑ (95% interval 0.51 to 0.70)"."""
-    interval = f" (95% interval {_interval(figure)})" if _has_interval(figure) else ""
+    interval = f" (95% interval {_interval(figure)})" if has_interval(figure) else ""
     return measure_of(name).label + arrow(measure_of(name)) + interval
 
 
@@ -263,22 +267,20 @@ def _limits(described: Described) -> str:
     return "## What to expect\n\n" + "\n".join(f"- {note}" for note in notes)
 
 
-def _measured(evaluation: Mapping[str, Any]) -> str:
-    evaluators = ", ".join(f"{kind} {_code(name)}" for kind, name in evaluation["witnesses"].items())
-    answers = "\n".join(
-        f"- {question} **{answer}.** {_plain(told)}" for question, answer, told in evaluation["answers"]
-    )
+def _measured(evaluation: AuditRecord) -> str:
+    evaluators = ", ".join(f"{kind} {_code(name)}" for kind, name in evaluation.evaluators.items())
+    answers = "\n".join(f"- {question} **{answer}.** {_plain(told)}" for question, answer, told in evaluation.answers)
     rows = "\n".join(
         f"| {measure_of(name).label}{arrow(measure_of(name))} | {figure.value:.3g} | "
-        f"{_interval(figure) if _has_interval(figure) else 'no spread'} | {figure.num} |"
-        for name, figure in evaluation["figures"].items()
+        f"{_interval(figure) if has_interval(figure) else 'no spread'} | {figure.num} |"
+        for name, figure in _figures(evaluation).items()
     )
-    pictures = evaluation["num_pictures"]
-    real = f" and {pictures} real pictures of it" if pictures else ""
+    num = evaluation.num_images
+    real = f" and {num} real pictures of it" if num else ""
     return f"""## What was measured
 
-By `infusion audit`: {evaluation["drawn"]}{real}, on the base
-{_code(evaluation["base"])}; looked at by {evaluators}. ↑ more is better, ↓ less is better.
+By `infusion audit`: {_drawn(evaluation)}{real}, on the base
+{_code(evaluation.base)}; looked at by {evaluators}. ↑ more is better, ↓ less is better.
 
 {answers}
 
@@ -317,16 +319,6 @@ def _plain(text: str) -> str:
 def _public_name(name: str) -> str:
     """A name on the Hub or of ours; of a folder its last part only, as where it lies is nobody's business."""
     return name if name == TOYBOX or (is_repo_id(name) and not os.path.exists(name)) else Path(name).name
-
-
-def _figure(row: Mapping[str, Any]) -> Figure:
-    """As the evaluation wrote it: what it could not measure is null there."""
-    value, low, high = (math.nan if row[name] is None else float(row[name]) for name in ("value", "low", "high"))
-    return Figure(value, low, high, int(row["num"]))
-
-
-def _has_interval(figure: Figure) -> bool:
-    return math.isfinite(figure.low) and math.isfinite(figure.high) and figure.low < figure.high
 
 
 def _interval(figure: Figure) -> str:

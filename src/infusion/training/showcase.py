@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 
 import torch
 from PIL import Image
@@ -16,15 +15,9 @@ from infusion.concepts.crop import cropped
 from infusion.concepts.masks import SubjectMask
 from infusion.generation.pipeline import sample_prompts
 from infusion.methods.adapter import Adapter
-from infusion.pages.training_page import (
-    Comparison,
-    Page,
-    Preview,
-    TrainingPicture,
-    Untouched,
-    describe_run,
-    format_seconds,
-)
+from infusion.pages.numbers import format_seconds
+from infusion.pages.training_page import Comparison, Page, Preview, TrainingPicture, Untouched, describe_run
+from infusion.versions import versions
 
 COMPARED = (
     "a {} on the beach",
@@ -127,8 +120,7 @@ def training_page(
         "drawing this page": f"{format_seconds(seconds)} for {drawn:.0f} pictures",
         "device": str(base.device),
     }
-    versions = {name: version(name) for name in ("torch", "diffusers", "transformers")}
-    about = {"method": adapter.method.name, "base": base.id, **asdict(adapter.method), **settings, **versions}
+    about = {"method": adapter.method.name, "base": base.id, **asdict(adapter.method), **settings, **versions()}
     return Page(
         placeholder=concept.placeholder,
         class_noun=concept.class_noun,
