@@ -1,0 +1,118 @@
+"""LoRAs of other tools: names in their keys, and what they say of their trigger words and their base."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from infusion.base import load_base
+from infusion.foreign import customized, inspect
+from infusion.toybox import TOYBOX
+
+LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
+KOHYA_LAYER = "lora_unet_" + LAYER.replace(".", "_")
+
+
+def not_yet(reason: str) -> pytest.MarkDecorator:
+    return pytest.mark.xfail(strict=True, reason=reason)
+
+
+@cache
+def weight() -> Tensor:
+    """Of the layer, in the untouched base."""
+    return load_base(TOYBOX, "cpu").network.get_parameter(f"{LAYER}.weight").detach()
+
+
+def factors(rank: int = 2) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    out_features, in_features = weight().shape
+    down = torch.randn(rank, in_features, generator=generator) / 10
+    return down, torch.randn(out_features, rank, generator=generator) / 10
+
+
+def saved(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata=metadata)
+    return path
+
+
+# The adapter's name is part of PEFT's keys, and people choose it.
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["default", *(pytest.param(name, marks=not_yet("any adapter name is read")) for name in ("default_0", "my_style"))],
+)
+def test_adapter_names_in_keys(tmp_path: Path, name: str) -> None:
+    down, up = factors()
+    keys = {"lora_A": down, "lora_B": up}
+    tensors = {f"unet.{LAYER}.{key}.{name}.weight": tensor for key, tensor in keys.items()}
+    base, _ = customized(inspect(saved(tmp_path / "style.safetensors", tensors)), TOYBOX, "cpu")
+    changed = base.network.get_parameter(f"{LAYER}.weight")
+    torch.testing.assert_close(changed, weight() + up @ down, rtol=0, atol=1e-6)
+
+
+# Where images have caption files, the folder's name is not used in training: sd-scripts #1441 and #1854,
+# bmaltais/kohya_ss #890 and #440.
+
+
+def trigger(folder: Path, **metadata: Any) -> str | None:
+    down, up = factors()
+    tensors = {f"{KOHYA_LAYER}.lora_down.weight": down, f"{KOHYA_LAYER}.lora_up.weight": up}
+    told = {key: json.dumps(value) for key, value in metadata.items()}
+    return inspect(saved(folder / "kohya.safetensors", tensors, told)).trigger
+
+
+def test_without_captions_the_folder_says_the_trigger(tmp_path: Path) -> None:
+    assert trigger(tmp_path, ss_tag_frequency={"10_sks cat": {"sks cat": 20}}) == "sks cat"
+
+
+@not_yet("captions without the folder's words were what was trained")
+def test_captions_say_another_trigger_than_the_folder(tmp_path: Path) -> None:
+    assert trigger(tmp_path, ss_tag_frequency={"10_sks cat": {"ohwx woman": 20, "solo": 19}}) != "sks cat"
+
+
+@not_yet("a folder's one word that is among no captions was not trained")
+def test_a_folder_of_one_word_that_no_caption_has(tmp_path: Path) -> None:
+    assert trigger(tmp_path, ss_tag_frequency={"10_girl": {"mika": 20, "1girl": 20, "halo": 18}}) != "girl"
+
+
+@not_yet("regularization images do not hide the trigger")
+def test_beside_regularization_images_the_trigger_is_still_read(tmp_path: Path) -> None:
+    tags = {"10_sks cat": {"sks cat": 20}, "1_cat": {"cat": 200}}
+    regularization = {"1_cat": {"n_repeats": 1}}
+    assert trigger(tmp_path, ss_tag_frequency=tags, ss_reg_dataset_dirs=regularization) == "sks cat"
+
+
+# A model card's front matter is YAML, and its body may hold examples.
+
+PLAIN = "---\nbase_model: some/model\ninstance_prompt: a photo of sks dog\n---\n"
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        pytest.param(PLAIN, id="plain"),
+        pytest.param(PLAIN.replace("a photo", ">-\n  a photo"), id="folded", marks=not_yet("folded texts are texts")),
+        pytest.param(
+            PLAIN.replace(" some/model", "\n- some/model"), id="a list", marks=not_yet("a list of one base is a base")
+        ),
+        pytest.param(
+            f"{PLAIN}# Config\nbase_model: other/model\ninstance_prompt: a photo of xyz bird\n",
+            id="an example in the body",
+            marks=not_yet("the body is no front matter"),
+        ),
+    ],
+)
+def test_a_card_s_front_matter(tmp_path: Path, card: str) -> None:
+    down, up = factors()
+    tensors = {f"unet.{LAYER}.lora_A.weight": down, f"unet.{LAYER}.lora_B.weight": up}
+    file = saved(tmp_path / "run" / "pytorch_lora_weights.safetensors", tensors)
+    (file.parent / "README.md").write_text(card)
+    found = inspect(file.parent)
+    assert (found.trigger, found.base) == ("sks dog", "some/model")
