@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from infusion.benchmark.images import concept_of
 
 from infusion.auditing.answers import answers
 from infusion.auditing.result import AuditResult
 from infusion.base import load_base
-from infusion.benchmark.individuals import Individual
+from infusion.benchmark.individuals import Individual, concept_of
 from infusion.benchmark.run import evaluators_of
 from infusion.evaluation.drawing import decoded, draw, to_tensor
 from infusion.evaluation.evaluate import ConceptImages, Drawn, evaluate

@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from infusion.benchmark.images import concept_of
 from measure import HERE
 from torch import Tensor
 
 from infusion import Infusion, TrainingSettings, load_base, train
 from infusion.base import Base
 from infusion.base.frozen_convolutions import lean_convolutions
-from infusion.benchmark.individuals import Individual
+from infusion.benchmark.individuals import Individual, concept_of
 from infusion.concepts.concept import Concept
 from infusion.concepts.masks import subject_masks
 from infusion.files import whole_file

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from infusion.benchmark.images import real_images
 
-from infusion.benchmark.individuals import Individual
+from infusion.benchmark.individuals import Individual, real_images
 from infusion.benchmark.run import Workshop, trained
 from infusion.benchmark.specification import Row, Specification, load_specification
 from infusion.evaluation.drawing import decoded, draw

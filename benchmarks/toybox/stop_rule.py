@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from infusion.benchmark.images import concept_of, real_images
 
-from infusion.benchmark.individuals import Individual
+from infusion.benchmark.individuals import Individual, concept_of, real_images
 from infusion.benchmark.results import FEWEST
 from infusion.benchmark.run import Workshop
 from infusion.benchmark.specification import Row, Specification, load_specification
