@@ -1,6 +1,7 @@
 """LoRAs of other tools: names in their keys, and what they say of their trigger words and their base."""
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from infusion.base import load_base
+from infusion.errors import UserError
 from infusion.foreign import customized, inspect
 from infusion.toybox import TOYBOX
 
@@ -116,3 +118,92 @@ def test_a_card_s_front_matter(tmp_path: Path, card: str) -> None:
     (file.parent / "README.md").write_text(card)
     found = inspect(file.parent)
     assert (found.trigger, found.base) == ("sks dog", "some/model")
+
+
+# New words beside a LoRA, in files of their own: huggingface/diffusers #8794, #5733, #5883; replicate's embeddings.pti.
+
+
+def emb(folder: Path) -> None:
+    save_file({"clip_l": torch.randn(2, 160)}, folder / "run_emb.safetensors")
+    (folder / "README.md").write_text("---\nbase_model: some/model\ninstance_prompt: a photo of <s0><s1> cat\n---\n")
+
+
+def learned_embeds(folder: Path) -> None:
+    torch.save({"<sks>": torch.randn(160)}, folder / "learned_embeds.bin")
+
+
+def pti(folder: Path) -> None:
+    torch.save({"text_encoders_0": torch.randn(2, 160)}, folder / "embeddings.pti")
+
+
+@not_yet("words beside a LoRA are applied, or it is refused")
+@pytest.mark.parametrize("write", [emb, learned_embeds, pti])
+def test_words_beside_a_lora(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    down, up = factors()
+    tensors = {f"unet.{LAYER}.lora_A.weight": down, f"unet.{LAYER}.lora_B.weight": up}
+    saved(tmp_path / "pytorch_lora_weights.safetensors", tensors)
+    write(tmp_path)
+    try:
+        base, _ = customized(inspect(tmp_path), TOYBOX, "cpu")
+        assert len(base.tokenizer) > len(load_base(TOYBOX, "cpu").tokenizer)
+    except UserError:
+        pass
+
+
+# LoRAs on a UNet's first and last layers: huggingface/diffusers #14005, Nerogar/OneTrainer #1544.
+
+
+@pytest.mark.parametrize("path", ["conv_in", "conv_out", "time_embedding.linear_1"])
+def test_a_unet_s_first_and_last_layers_are_applied_to(tmp_path: Path, path: str) -> None:
+    base, _ = customized(inspect(with_layer(tmp_path, path)), TOYBOX, "cpu")
+    down, up = factors_of(path)
+    moved = base.network.get_parameter(f"{path}.weight") - parameter(path)
+    torch.testing.assert_close(moved, (up.flatten(1) @ down.flatten(1)).reshape(moved.shape), rtol=0, atol=1e-6)
+
+
+@not_yet("they are the UNet's, and called so")
+@pytest.mark.parametrize("path", ["conv_in", "conv_out", "time_embedding.linear_1"])
+def test_a_unet_s_first_and_last_layers_are_called_so(tmp_path: Path, path: str) -> None:
+    assert inspect(with_layer(tmp_path, path)).touches == "2 layers of the UNet"
+
+
+def parameter(path: str) -> Tensor:
+    return load_base(TOYBOX, "cpu").network.get_parameter(f"{path}.weight").detach()
+
+
+def factors_of(path: str, rank: int = 2) -> tuple[Tensor, Tensor]:
+    """Of a linear layer or of a convolution."""
+    shape = parameter(path).shape
+    generator = torch.Generator().manual_seed(0)
+    down = torch.randn(rank, *shape[1:], generator=generator) / 10
+    return down, torch.randn(shape[0], rank, *[1] * (len(shape) - 2), generator=generator) / 10
+
+
+def with_layer(folder: Path, path: str) -> Path:
+    named = {f"lora_unet_{path.replace('.', '_')}": factors_of(path), KOHYA_LAYER: factors()}
+    tensors = {}
+    for name, (down, up) in named.items():
+        tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+    return saved(folder / "kohya.safetensors", tensors)
+
+
+# Precisions, alphas and a rank for each layer: huggingface/diffusers #10512, Comfy-Org/ComfyUI #1144, #2961.
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rank", "alpha"),
+    [
+        (torch.float8_e4m3fn, 4, torch.tensor(1.0, dtype=torch.bfloat16)),
+        (torch.float16, 2, torch.tensor(1)),
+        (torch.bfloat16, 3, None),
+    ],
+)
+def test_precisions_ranks_and_alphas(tmp_path: Path, dtype: torch.dtype, rank: int, alpha: Tensor | None) -> None:
+    down, up = (tensor.to(dtype) for tensor in factors(rank))
+    tensors = {f"{KOHYA_LAYER}.lora_down.weight": down, f"{KOHYA_LAYER}.lora_up.weight": up}
+    if alpha is not None:
+        tensors[f"{KOHYA_LAYER}.alpha"] = alpha
+    base, _ = customized(inspect(saved(tmp_path / "kohya.safetensors", tensors)), TOYBOX, "cpu")
+    share = 1.0 if alpha is None else float(alpha) / rank
+    expected = weight() + share * up.float() @ down.float()
+    torch.testing.assert_close(base.network.get_parameter(f"{LAYER}.weight"), expected, rtol=0, atol=1e-6)
