@@ -27,6 +27,7 @@ def test_the_python_block_runs(workplace):
     assert (workplace / "beach.png").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_the_commands_run(workplace):
     from typer.testing import CliRunner
 

@@ -163,6 +163,7 @@ def test_a_name_that_would_hide_the_base_model_or_leave_a_plot_is_another():
     assert unique_names([replace(evaluated(), name="_lora")]) == ["lora"]
 
 
+@pytest.mark.slow
 def test_of_a_run_the_curve_is_drawn_and_the_step_to_keep_is_told():
     checks = [Check(50, 0.2, 0.9, 0.1), Check(100, 0.6, 0.8, 0.1), Check(150, 0.7, 0.3, 0.1)]
     html = render_audits([evaluated(), evaluated()], ["1.html", "2.html"], Curve(checks, checks[1]))

@@ -65,6 +65,7 @@ def test_what_was_drawn_counts_only_for_the_same_files_words_and_strength(tmp_pa
     assert len(set(keys)) == 6
 
 
+@pytest.mark.slow
 def test_everything_is_drawn_once_and_a_noun_never_becomes_a_path(base, adapter, tmp_path, evaluators):  # noqa: F811
     save_adapter(adapter, tmp_path / "my-cat.safetensors", base)
     shared = Audit(base, "../../p cat", PLAN, evaluators, {"judges": None}, (), tmp_path / "work")
@@ -155,6 +156,7 @@ def test_a_model_of_another_shape_is_refused_before_anything_is_drawn(base, base
     assert same.base is not None and same.base.latent_shape == base.latent_shape
 
 
+@pytest.mark.slow
 def test_from_python_a_file_is_audited_without_leaving_any(base, adapter, tmp_path, evaluators, monkeypatch):  # noqa: F811
     monkeypatch.setattr(run, "find_evaluators", lambda names, device: evaluators)
     monkeypatch.setattr(run, "plan_for", lambda noun, toybox, quick: PLAN)

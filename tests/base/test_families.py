@@ -153,6 +153,7 @@ def test_two_rows_equal_each_row_alone(base, concept):
         torch.testing.assert_close(together[[row]], alone, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_learns_and_gradients_reach_only_its_own(base, concept):
     adapter = Infusion(learning_rate=0.02, max_train_steps=20).adapter(base, concept)
     data = training_set(base, concept, subject_masks(base, concept), flip=True)
@@ -196,6 +197,7 @@ def test_honest_size(base, concept):
     assert adapter.num_parameters == sum(layer.width for layer in base.text_layers.values())
 
 
+@pytest.mark.slow
 def test_the_stock_pipeline_takes_concepts(pipeline, base, concept):
     adapter = random_adapter(base, concept)
     prompts = ["a cat", "a <my-cat>", "a dog"]
@@ -418,6 +420,7 @@ def test_gradient_checkpointing_changes_no_gradient(base, concept):
         torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_table_of_families_is_what_its_tool_counts():
     tool = Path(__file__).parents[2] / "tools" / "family_table.py"
     subprocess.run([sys.executable, tool, "--check"], check=True)
@@ -430,6 +433,7 @@ def halved(pipeline):
             part.to(torch.bfloat16)
 
 
+@pytest.mark.slow
 def test_half_precision_trains_and_draws(pipeline, base, concept):
     halved(pipeline)
     adapter = Infusion(max_train_steps=2, learning_rate=0.05).adapter(base, concept)

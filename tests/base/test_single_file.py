@@ -237,6 +237,7 @@ def test_without_network_it_says_what_to_give(single_file, no_hub):
         load_base(single_file, device="cpu")
 
 
+@pytest.mark.slow
 def test_every_command_takes_it(single_file, base_dir, concept, tmp_path, monkeypatch):
     from infusion.concepts.sheet import write_folder
 

@@ -15,6 +15,7 @@ def sd15():
     return step_flops.Counted(step_flops.SD15)
 
 
+@pytest.mark.slow
 def test_a_training_step_on_stable_diffusion_1_5(sd15):
     """A foundation without gradient, a customized row and its backward pass: 2.351 TFLOP at the least."""
     step = sd15.step()
@@ -23,6 +24,7 @@ def test_a_training_step_on_stable_diffusion_1_5(sd15):
         assert step < sd15.step() <= 2.41
 
 
+@pytest.mark.slow
 def test_a_guided_step_on_stable_diffusion_1_5(sd15):
     plain, locked, released = sd15.guided()
     assert plain == pytest.approx(2 * sd15.forward())
@@ -30,10 +32,12 @@ def test_a_guided_step_on_stable_diffusion_1_5(sd15):
     assert released == pytest.approx(plain, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_what_the_graph_keeps_on_stable_diffusion_1_5():
     assert step_flops.kept_mb(step_flops.SD15) <= 569
 
 
+@pytest.mark.slow
 def test_stable_diffusion_xl():
     counted = step_flops.Counted(step_flops.SDXL)
     assert counted.step() <= 18.95

@@ -122,6 +122,7 @@ def assert_equal(found, expected):
 @pytest.mark.parametrize("layers", ["all", "*.1.*"])
 @pytest.mark.parametrize("form", ["rank", "general"])
 @pytest.mark.parametrize("name", CROSS)
+@pytest.mark.slow
 def test_streams_are_the_law_written_out(concept, name, form, layers, monkeypatch):
     if form == "general":
         monkeypatch.setattr(rank_form, "has_rank_form", lambda layer: False)

@@ -200,6 +200,7 @@ def test_every_measure_on_the_page_is_explained(html: str) -> None:
     assert len(measured) > 25 and all(measure.sentence in words for measure in measured)
 
 
+@pytest.mark.slow
 def test_write_comparison_writes_what_it_renders(small: Path, tmp_path: Path) -> None:
     write_comparison(small, tmp_path / "new" / "page.html")
     assert (tmp_path / "new" / "page.html").read_text(encoding="utf-8") == render_comparison(load_results(small))

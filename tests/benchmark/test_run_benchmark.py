@@ -143,6 +143,7 @@ def test_a_result_is_done_only_whole_and_for_its_digest(tmp_path):
         assert is_done(tmp_path, unit, "abc") == done
 
 
+@pytest.mark.slow
 def test_a_run_makes_every_result_once(spec_path, tmp_path, monkeypatch):
     folder = tmp_path / "results"
     path = spec_path(each=1)

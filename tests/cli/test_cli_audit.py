@@ -57,6 +57,7 @@ def toy(tmp_path_factory) -> tuple[Path, Path]:
     return folder / "my-cat.safetensors", folder / "train"
 
 
+@pytest.mark.slow
 def test_an_adapter_on_the_hub_is_measured_and_its_card_tells_it(run, toy, tiny_plan, stand_in):
     stand_in.add("user/my-cat", {"adapter.safetensors": toy[0].read_bytes()})
     code, _, error = run("audit", "user/my-cat", "--seeds", 1, "--device", "cpu")
@@ -67,6 +68,7 @@ def test_an_adapter_on_the_hub_is_measured_and_its_card_tells_it(run, toy, tiny_
     assert f"type: text_alignment\n      value: {value}\n" in card and "- Are prompts followed? **" in card
 
 
+@pytest.mark.slow
 def test_an_adapter_of_the_embedded_base_is_measured_by_its_judges(run, toy, tiny_plan):
     file, pictures = toy
     code, told, error = run("audit", file, "--pictures", pictures, "--seeds", 1, "-o", "page.html", "--device", "cpu")
@@ -79,6 +81,7 @@ def test_an_adapter_of_the_embedded_base_is_measured_by_its_judges(run, toy, tin
     assert "Real picture 3" in Path("page.html").read_text()
 
 
+@pytest.mark.slow
 def test_an_adapter_of_another_base_is_measured_without_judges(run, tiny_file, tiny_plan):
     Path("prompts.txt").write_text("a {} te\na {} do\n")
     words = ("audit", tiny_file, "--prompts", "prompts.txt", "--quick", "--json", "all.json", *ELSEWHERE)
@@ -180,6 +183,7 @@ def test_a_lora_of_another_tool_is_measured_and_breaks_its_limits(run, lora, toy
     assert code == 0 and not error and "0 pictures to draw" in told, "what was drawn is kept"
 
 
+@pytest.mark.slow
 def test_at_no_strength_it_is_the_base(run, lora, toy, tiny_plan):
     code, *_ = run("audit", lora, *TOY, "--trigger", "cat", "--pictures", toy[1], "--scale", 0, "-o", "page.html")
     found = json.loads(Path("page.json").read_text())["audits"][0]
@@ -229,6 +233,7 @@ def test_of_a_run_one_checkpoint_is_kept(run, lora, toy, tiny_plan, monkeypatch)
     assert "audited by itself" in run("audit", "run", lora, *TOY, "--pictures", toy[1])[2]
 
 
+@pytest.mark.slow
 def test_infusion_is_trained_once_and_stands_beside_and_no_limit_is_its(run, lora, toy, tiny_plan, monkeypatch):
     adapter, quick = Infusion.adapter, Infusion(max_train_steps=1, masked_loss=False)
     monkeypatch.setattr(Infusion, "adapter", lambda self, base, concept: adapter(quick, base, concept))

@@ -205,6 +205,7 @@ def test_a_dry_run_prints_all_settings_and_writes_nothing(run: Run, pictures: Pa
     assert sorted(path.name for path in Path().iterdir()) == ["my_cat", "run.toml"]
 
 
+@pytest.mark.slow
 def test_train_says_what_it_read_and_made(
     run: Run, pictures: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +225,7 @@ def test_train_says_what_it_read_and_made(
     assert there == {"my_cat", "my-cat.safetensors", "my-cat.previews", "page.html"}
 
 
+@pytest.mark.slow
 def test_stop_auto_keeps_a_step_by_its_own_pictures(
     run: Run, pictures: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,6 +333,7 @@ def test_pictures_without_masks_in_their_own_shape(run: Run, pictures: Path, bas
     assert code == 1 and 'crop = "bucket" is not one of square, buckets. Did you mean "buckets"?' in error
 
 
+@pytest.mark.slow
 def test_a_segmenter_that_is_there_is_used_and_never_on_the_toybox(
     run: Run, pictures: Path, base_dir: Path, clipseg_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,7 @@ def test_the_base_itself_is_nothing_away_from_itself(reference, real):
     assert max(found[f"lfd_s{n}"] for n in range(1, 5)) < 1e-9
 
 
+@pytest.mark.slow
 def test_a_gated_concept_moves_its_own_prompts_alone(reference, adapter, drawn):
     found = evaluate(reference, adapter, None)
     measures = values(found)
@@ -73,6 +74,7 @@ def test_a_gated_concept_moves_its_own_prompts_alone(reference, adapter, drawn):
     assert all(figure.low <= figure.value <= figure.high for figure in found.measures.values())
 
 
+@pytest.mark.slow
 def test_every_picture_drawn_is_reported(reference, adapter, real, drawn):
     evaluate(reference, adapter, real)
     evaluate(reference, None, real)
@@ -139,6 +141,7 @@ class Counting:
         return self.encoder.encode_texts(texts)
 
 
+@pytest.mark.slow
 def test_every_image_is_looked_at_once_by_every_encoder(base, evaluators, adapter, real):
     clip, encoder = Counting(evaluators.clip), Counting(evaluators.encoder)
     reference = Reference(base, "cat", PLAN, Evaluators(clip, encoder))
@@ -152,18 +155,21 @@ def test_every_image_is_looked_at_once_by_every_encoder(base, evaluators, adapte
     assert clip.num == before + training, "the base's own images were looked at already"
 
 
+@pytest.mark.slow
 def test_copies_are_found(reference, real):
     copies = real.training[torch.arange(6) % 3]
     found = values(evaluate(reference, None, real, Drawn(copies, reference.class_images)))
     assert found["copied"] == 1 and found["collapse"] < 0.5 and found["identity"] > 1
 
 
+@pytest.mark.slow
 def test_a_training_picture_that_is_there_twice_hides_no_copies(reference, real):
     twice = ConceptImages(torch.cat([real.training, real.training[:1]]))
     copies = real.training[torch.arange(6) % 3]
     assert values(evaluate(reference, None, twice, Drawn(copies, reference.class_images)))["copied"] == 1
 
 
+@pytest.mark.slow
 def test_identity_is_left_out_where_floor_and_ceiling_are_one(reference, real):
     alike = ConceptImages(real.training, elsewhere=reference.images)
     found = evaluate(reference, None, alike)

@@ -189,6 +189,7 @@ def test_folders_of_peft_for_two_parts(base_dir, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["sd", "xl"])
+@pytest.mark.slow
 def test_a_lora_of_sd_scripts_predicts_as_in_diffusers(base_dir, xl_dir, tmp_path, family):
     folder = base_dir if family == "sd" else xl_dir
     tensors = kohya_tensors(lora_pipe(folder), sgm=family == "xl")
@@ -203,6 +204,7 @@ def test_a_lora_of_sd_scripts_predicts_as_in_diffusers(base_dir, xl_dir, tmp_pat
     assert_same_model(customized(found, folder, "cpu")[0], reference)
 
 
+@pytest.mark.slow
 def test_one_lora_under_the_names_of_every_tool(base_dir, tmp_path):
     pipe = lora_pipe(base_dir)
     kohya = kohya_tensors(pipe)

@@ -149,6 +149,7 @@ def test_what_is_drawn_is_not_drawn_again_unless_by_another_model(base: Base, tm
     assert not torch.equal(first, draw_captions(base, wanted, tmp_path / "singles", quiet))
 
 
+@pytest.mark.slow
 def test_the_card_tells_every_gate_and_which_are_red(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(gates, "NUM_INFERENCE_STEPS", 1)  # one step draws nothing
     measured = measure_model(load_base("toybox", "cpu"), load_judges("a"), tmp_path / "pictures", 10, 10, quiet)

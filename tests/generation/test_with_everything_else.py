@@ -50,6 +50,7 @@ def test_freeu(pipe, adapter):
     beside(pipe, adapter)
 
 
+@pytest.mark.slow
 def test_compiled(pipe, adapter):
     expected = drawn(customize(pipe, adapter), ["a <my-cat>", "a dog"], 1, 2)
     plain = drawn(pipe, ["a cat", "a dog"], 1, 2)
@@ -237,6 +238,7 @@ def test_perturbed_joint_attention_is_refused_where_a_concept_is_named(concept):
 
 
 @pytest.mark.parametrize("name", ["sd-1", "sdxl", "sd-3", "flux", "pixart-sigma", "sana"])
+@pytest.mark.slow
 def test_hooks_that_move_and_cast_weights(name, concept):
     """As far as a processor can show: whatever moves weights about the network's calls, the pictures are the same."""
     pipeline = tiny(name)
@@ -330,6 +332,7 @@ def test_what_is_set_on_it_is_set_on_the_pipeline(pipe, adapter):
     assert pipe.scheduler is scheduler
 
 
+@pytest.mark.slow
 def test_ten_concepts_a_hundred_times_leave_no_trace(pipe, base, concept):
     from dataclasses import replace
 

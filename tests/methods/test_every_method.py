@@ -131,6 +131,7 @@ def test_the_file_is_all(base, base_dir, concept, tmp_path):
 
 
 @every_method
+@pytest.mark.slow
 def test_it_learns_and_the_seed_decides(base, concept, method):
     data = training_set(base, concept, subject_masks(base, concept), True, method().words("cat"))
 

@@ -39,6 +39,7 @@ def test_every_plot_names_its_rows_its_axes_and_its_front(results: Results) -> N
         assert {"base", "infusion", "dreambooth"} <= set(front) and "null" not in front
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_bytes(results: Results) -> None:
     assert scatter_plots(results) == scatter_plots(results)
 

@@ -62,6 +62,7 @@ def test_the_facts_of_several_toys_are_read(judges):
     assert some["segmentation, mean IoU"].value >= 0.5
 
 
+@pytest.mark.slow
 def test_clip_and_identity_are_far_from_chance():
     assert measure_clip("toybox-a", 64)["CLIP: picture to caption, of 64"].value >= 0.15  # chance is 1/64
     assert auc(identity_likeness(load_image_encoder("toybox-a"), 16, ("photo",))) >= 0.85  # chance is 1/2

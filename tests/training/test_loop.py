@@ -33,6 +33,7 @@ def tensors(adapter):
 
 
 @pytest.mark.parametrize("streams", ["dual", "single", "mixed"])
+@pytest.mark.slow
 def test_it_learns(base, concept, streams):
     method = Infusion(streams=streams, max_train_steps=30, learning_rate=0.05)
     adapter = method.adapter(base, concept)

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from infusion.concepts.masks import subject_masks
@@ -22,6 +23,7 @@ def test_a_difference_is_told_as_it_is(base, concept, adapter, monkeypatch):
     assert [row.largest_difference for row in untouched] == [0.25] * len(UNTOUCHED)
 
 
+@pytest.mark.slow
 def test_what_is_learnt_whole_is_shown_whole(base, concept, adapter, monkeypatch):
     monkeypatch.setattr("infusion.training.showcase.COMPARED", ("a {}",))
     page = training_page(base, adapter, concept, None, TrainingRecord(kept_step=75), {})
@@ -29,6 +31,7 @@ def test_what_is_learnt_whole_is_shown_whole(base, concept, adapter, monkeypatch
     assert "no mask: all of it is learnt" in render_page(page) and "in 75 training steps" in page.statement
 
 
+@pytest.mark.slow
 def test_the_page_tells_what_was_measured(base, concept, adapter, monkeypatch):
     monkeypatch.setattr("infusion.training.showcase.COMPARED", ("a {} on the beach",))
     record = TrainingRecord(losses=[(1, 0.5), (2, 0.4)], seconds=3.0, images_per_second=2.0, file_bytes=1234)

@@ -142,6 +142,7 @@ def test_steps_trained_again_are_checked_again(fresh, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.slow
 def test_a_fresh_adapter_has_learnt_nothing_and_kept_all():
     from infusion.base import load_base
 

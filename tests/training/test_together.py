@@ -55,6 +55,7 @@ def assert_as_alone(base, jobs, told, tolerance=TOLERANCE):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, TOLERANCE), (torch.float32, TOLERANCE_FP32)])
+@pytest.mark.slow
 def test_each_learns_what_it_would_alone(base_dir, concept, dtype, tolerance):
     base = load_base(base_dir, "cpu", dtype)
     jobs = [job(base, concept, name, seed=seed) for seed, name in enumerate(("red", "blue", "green"))]
@@ -63,6 +64,7 @@ def test_each_learns_what_it_would_alone(base_dir, concept, dtype, tolerance):
     assert len({tuple(residuals(one).tolist()) for one in jobs}) == 3
 
 
+@pytest.mark.slow
 def test_jobs_of_different_settings_join_and_leave(base, concept):
     captioned = job(base, concept, "gold", Infusion(max_train_steps=3, learning_rate=0.02), lr_scheduler="cosine")
     captioned = replace(captioned, concept=replace(captioned.concept, captions=("a cat on a mat",)))
@@ -81,6 +83,7 @@ def test_jobs_of_different_settings_join_and_leave(base, concept):
 
 
 @pytest.mark.parametrize("others", ["single", "mixed"])
+@pytest.mark.slow
 def test_rows_keep_their_own_kind_of_maps(base, concept, others):
     jobs = [
         job(base, concept, "red", Infusion(max_train_steps=4, streams=others)),
