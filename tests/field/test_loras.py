@@ -181,7 +181,7 @@ def factors_of(path: str, rank: int = 2) -> tuple[Tensor, Tensor]:
 
 def with_layer(folder: Path, path: str) -> Path:
     named = {f"lora_unet_{path.replace('.', '_')}": factors_of(path), KOHYA_LAYER: factors()}
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, (down, up) in named.items():
         tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
     return saved(folder / "kohya.safetensors", tensors)
