@@ -57,7 +57,7 @@ class StandIn:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
-    def add(self, repo_id: str, files: dict[str, bytes], **kind: bool) -> Repository:
+    def add(self, repo_id: str, files: dict[str, bytes], **kind: Any) -> Repository:
         self.repositories[repo_id] = repository = Repository(**kind)
         repository.commit(files)
         return repository

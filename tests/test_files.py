@@ -86,7 +86,7 @@ def test_a_real_limit_on_the_disk(tmp_path: Path) -> None:
 def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe")
-    places = {
+    places: dict[str | Path, str] = {
         tmp_path: "it is a folder",
         f"{tmp_path}/new/": "it is a folder",
         tmp_path / "file" / "out": "is a file, not a folder",

@@ -1,5 +1,8 @@
 """A tiny pipeline of every family, with random weights, real in every part."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from conftest import tiny_clip, tiny_pipeline, tiny_tokenizer, tiny_vae
 from diffusers import (
@@ -58,7 +61,7 @@ def gemma_tokenizer() -> GemmaTokenizer:
     pieces = [f"<0x{byte:02X}>" for byte in range(256)] + ["▁", *(chr(code) for code in range(33, 127))]
     merges = [("c", "a"), ("ca", "t"), ("▁", "cat"), ("d", "o"), ("do", "g"), ("▁", "dog")]
     vocab = {token: number for number, token in enumerate([*special, *pieces, *("".join(pair) for pair in merges)])}
-    return GemmaTokenizer(vocab=vocab, merges=merges)
+    return GemmaTokenizer(vocab=vocab, merges=merges)  # type: ignore[arg-type]  # pairs are what it takes
 
 
 def gemma() -> Gemma2Model:
@@ -214,7 +217,7 @@ def flux(guidance_embeds: bool = True) -> FluxPipeline:
     return pipeline
 
 
-PIPELINES = {
+PIPELINES: dict[str, Callable[[], Any]] = {
     "sd-1": tiny_pipeline,
     "sdxl": stable_diffusion_xl,
     "pixart-sigma": pixart,

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -117,7 +118,7 @@ def test_pictures_that_make_no_scale_are_told_from_none():
     assert words(alike)["learnt"] == "Not measured" and "too alike to make a scale" in sentence(alike, "learnt")
     html = render_audit(alike)
     assert "too alike to make a scale" in html and "None were given" not in html and "mean of identity" not in html
-    parts = {f"w2_{part}": None for part in ("background", "layout", "style")}
+    parts: dict[str, Any] = {f"w2_{part}": None for part in ("background", "layout", "style")}
     assert words(evaluated(**parts))["confined"] == "Not measured"
     assert "background differs no more" in sentence(
         evaluated(**parts | {"w2_background": MEASURED["w2_background"]}), "confined"

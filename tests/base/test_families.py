@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,7 +94,7 @@ def predict(base, prompts, *adapters):
 def test_our_sampler_draws_what_the_stock_pipeline_draws(pipeline, base):
     guidance = 1.0 if not_guided(base) else 4.0
     theirs = drawn(pipeline, ["a cat", "a dog"], 5, 6, guidance_scale=guidance, output_type="pil")
-    settings = {"num_inference_steps": 3, "guidance_scale": guidance}
+    settings: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": guidance}
     ours = [generate(base, text, seeds=(seed,), **settings)[0] for text, seed in (("a cat", 5), ("a dog", 6))]
     assert max(difference(a, b) for a, b in zip(ours, theirs, strict=True)) <= 1
 
@@ -123,7 +124,7 @@ def test_attention_maps_are_the_foundations_for_any_residual(base, concept):
     Cross-attention has none of its own in the customized pass (`test_streams` holds it to the law in numbers).
     """
     adapter = random_adapter(base, concept, std=2.0)
-    seen = {}
+    seen: dict[tuple[str, str], list[torch.Tensor]] = {}
     with base.customized(adapter) as denoiser, torch.no_grad():
         handles = [
             getattr(layer.attention, projection).register_forward_hook(
@@ -211,7 +212,7 @@ def test_pipeline_and_our_sampler_draw_the_same_concept(pipeline, base, concept)
     adapter = random_adapter(base, concept, std=0.1)
     guidance = 1.0 if not_guided(base) else 4.0
     theirs = drawn(customize(pipeline, adapter), "a <my-cat>", 5, guidance_scale=guidance, output_type="pil")
-    settings = {"num_inference_steps": 3, "guidance_scale": guidance}
+    settings: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": guidance}
     ours = generate(base, "a <my-cat>", [adapter], seeds=(5,), **settings)
     assert difference(ours[0], theirs[0]) <= 1
 
@@ -385,17 +386,19 @@ def test_the_divergence_is_measured_on_flows_too(base, concept):
     """The noise that a flow sees is the noise that was added, where it predicts the truth."""
 
     class Truth:
+        def __init__(self, latents, noise):
+            self.latents, self.noise = latents, noise
+
         def predict(self, noisy, timesteps, conditioning):
-            return training_target(schedule, *self.known, timesteps)
+            return training_target(schedule, self.latents, self.noise, timesteps)
 
     schedule = base.noise_schedule
     probe = Probe(torch.randn(2, *base.latent_shape), torch.tensor([0, 1]))
     told = base.encode(["a cat", "a dog"])
     timesteps = stratified_timesteps(schedule, probe, 3, seed=0)
-    truth = Truth()
-    truth.known = (probe.latents.repeat_interleave(3, 0), noise_of(schedule, probe, 3))
+    truth = Truth(probe.latents.repeat_interleave(3, 0), noise_of(schedule, probe, 3))
     found = eps_predictions(truth, schedule, probe, told, 3, seed=0, batch_size=6)
-    torch.testing.assert_close(found.flatten(0, 1), truth.known[1], rtol=0, atol=2e-4)
+    torch.testing.assert_close(found.flatten(0, 1), truth.noise, rtol=0, atol=2e-4)
     moved = latent_fisher_divergence(found, found + 0.1, found + 1, probe, schedule, timesteps)
     assert np.allclose(moved.eps, 0.01, atol=1e-5) and (moved.kl > 0).all() and np.isfinite(moved.kl).all()
 
@@ -453,6 +456,6 @@ def test_half_precision_draws_what_the_stock_pipeline_draws(pipeline, base, conc
         theirs = drawn(their_pipeline, prompt, 5, guidance_scale=guidance, output_type="latent")
         if base.family.architecture == "flux-1":
             theirs = base.family.prediction(theirs, torch.empty(1, *base.latent_shape))
-        settings = {"num_inference_steps": 3, "guidance_scale": guidance}
+        settings: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": guidance}
         (ours,) = sample_prompts(base, prompt, adapters, seeds=(5,), **settings)
         assert torch.equal(ours, theirs)

@@ -10,7 +10,12 @@ def test_a_picture_is_encoded_when_it_is_first_asked_for(base, concept, monkeypa
     images = [cropped(image, base, "square") for image in concept.images]
     expected = encode_images(base, images).float()
     encode, calls = base.vae.encode, []
-    monkeypatch.setattr(base.vae, "encode", lambda picture: calls.append(1) or encode(picture))
+
+    def counted(picture):
+        calls.append(1)
+        return encode(picture)
+
+    monkeypatch.setattr(base.vae, "encode", counted)
     latents = LazyLatents(base, images)
     assert len(latents) == len(images) and not calls
     assert torch.equal(latents[torch.tensor([1, 0, 1])], expected[[1, 0, 1]]) and len(calls) == 2

@@ -14,7 +14,7 @@ def words_at(text: str) -> dict[str, str]:
     tokenizer = tiny_tokenizer()
     encoded, positions = tokenize(tokenizer, [parse_prompt(text, NOUNS)])
     ids = encoded.input_ids[0]
-    return {name: tokenizer.decode(ids[list(where)]).strip() for name, where in positions[0].items()}
+    return {name: str(tokenizer.decode(ids[list(where)])).strip() for name, where in positions[0].items()}
 
 
 def test_placeholder_becomes_class_noun():

@@ -2,6 +2,7 @@
 
 import gzip
 from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
 
 import pytest
 from transformers import CLIPTokenizer
@@ -18,13 +19,13 @@ def clip_tokenizer():
         vocabulary = next(f for f in files("open_clip_torch") or () if f.name == "bpe_simple_vocab_16e6.txt.gz")
     except (PackageNotFoundError, StopIteration):
         pytest.skip("open_clip_torch, whose vocabulary file this reads, is not installed")
-    lines = gzip.decompress(vocabulary.locate().read_bytes()).decode().split("\n")
+    lines = gzip.decompress(Path(vocabulary.locate()).read_bytes()).decode().split("\n")
     merges = [tuple(line.split()) for line in lines[1 : _NUM_MERGES + 1]]
     letters = list(_byte_letters())
     tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: number for number, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab, merges, model_max_length=77)
+    return CLIPTokenizer(vocab, merges, model_max_length=77)  # type: ignore[arg-type]  # pairs are what it takes
 
 
 def _byte_letters():

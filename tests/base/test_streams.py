@@ -1,6 +1,7 @@
 """The two streams against the law written out: explicit maps, both streams in one batch, in double precision."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -173,7 +174,9 @@ def test_attention_of_another_kind_takes_the_general_form(concept, name):
     """A processor that nobody knows may do anything with queries, keys and values."""
     base = precise(name)
 
-    class Own(type(next(iter(base.text_layers.values())).attention.processor)):
+    kind: Any = type(next(iter(base.text_layers.values())).attention.processor)
+
+    class Own(kind):
         pass
 
     assert all(rank_form.has_rank_form(layer) for layer in base.text_layers.values())
@@ -224,7 +227,7 @@ def test_released_rows_have_maps_of_their_own(concept, name):
 
 def test_pictures_with_the_lock_released(base, adapter):
     """One call in each later step, as of a plain picture; prompts without a concept are untouched."""
-    settings = {"seeds": (1,), "num_inference_steps": 4, "batch_size": 1}
+    settings: dict[str, Any] = {"seeds": (1,), "num_inference_steps": 4, "batch_size": 1}
     rows = []
     base.network.conv_in.register_forward_hook(lambda _m, _i, output: rows.append(len(output)))
     exact, half, never = (

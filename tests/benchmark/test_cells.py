@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ def test_what_is_read_is_written_again_byte_for_byte(name: str) -> None:
     paths = [path for kind in ("cells", "pairs") for path in (COMMITTED / name / kind).glob("*/*.json")]
     assert len(paths) >= 35
     for path in paths:
-        kind = Cell if path.parent.parent.name == "cells" else Pair
+        kind: Any = Cell if path.parent.parent.name == "cells" else Pair
         read = or_failure(kind, path, json.loads(path.read_text()))
         assert json.dumps(read.to_json(), indent=1, sort_keys=True) + "\n" == path.read_text(), path
 

@@ -2,6 +2,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def a_cell(row: str, individual: int) -> dict:
         "class_leak": 0.0 if is_gated else 4 * divergence,
         "of_another_version": 3.0,
     }
-    tiles = [{"kind": "training", "prompt": "", "seed": 0, "score": None}] * 3
+    tiles: list[dict[str, Any]] = [{"kind": "training", "prompt": "", "seed": 0, "score": None}] * 3
     tiles += [{"kind": "grid", "prompt": f"a <c> {where}", "seed": 5, "score": 0.5} for where in SHOWN]
     tiles += [{"kind": "worst", "prompt": "a <c>", "seed": i, "score": identity - 0.3 + i / 10} for i in range(2)]
     tiles += [{"kind": "best", "prompt": "a <c>", "seed": i, "score": identity + i / 10} for i in range(2)]

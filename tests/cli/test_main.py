@@ -43,8 +43,8 @@ def taught(run: Run, pictures: Path, base_dir: Path) -> Path:
     return Path("cat.safetensors")
 
 
-def train(pictures: Path, base_dir: Path, steps: int = 4) -> list[object]:
-    given = ["--name", "my-cat", "--class-noun", "cat", "--base", base_dir, "--device", "cpu"]
+def train(pictures: Path, base: Path | str, steps: int = 4) -> list[object]:
+    given = ["--name", "my-cat", "--class-noun", "cat", "--base", base, "--device", "cpu"]
     return ["train", pictures, *given, "--max-train-steps", steps]
 
 

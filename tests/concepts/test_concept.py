@@ -198,7 +198,7 @@ def close(pixel: Any, color: tuple[int, int, int], by: int = 6) -> bool:
     ],
 )
 def test_kinds_of_pictures(tmp_path: Path, mode: str, color: Any, suffix: str, seen: Any) -> None:
-    save = {"lossless": True} if suffix == "webp" else {}
+    save: dict[str, Any] = {"lossless": True} if suffix == "webp" else {}
     image = Image.new(mode, (80, 80), color)
     image.save(tmp_path / f"1.{suffix}", **save)
     concept, loaded = only(tmp_path, name="x")

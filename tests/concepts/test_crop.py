@@ -1,6 +1,7 @@
 """Pictures that keep their shape, and squares that stay what they were."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from infusion.concepts.masks import subject_masks
 from infusion.errors import UserError
 from infusion.methods import METHODS
 from infusion.methods.infusion import Infusion
-from infusion.training.dataset import BucketedSet, step_generator, training_set
+from infusion.training.dataset import BucketedSet, TrainingSet, step_generator, training_set
 from infusion.training.loop import train
 from infusion.training.settings import TrainingSettings
 
@@ -68,7 +69,7 @@ def test_a_batch_is_of_one_shape_and_every_picture_is_as_likely(base, shapes):
                 one,
                 latents=latents[:1].repeat(n, 1, 1, 1),
                 masks=one.masks[:1].repeat(n, 1, 1, 1),
-                prompts_of=one.prompts_of[:1] * n,
+                prompts_of=[one.prompts_of[0]] * n,
             )
             for one, latents, n in zip(data.sets, encoded, weights, strict=True)
         ]
@@ -83,12 +84,12 @@ def test_pictures_of_one_shape_are_drawn_as_squares_are(base, concept):
     left = Image.new("L", (16, 16))
     left.paste(255, (0, 0, 8, 16))
     masks = subject_masks(base, replace(concept, masks=(left, *concept.masks[1:])))
-    sets = [training_set(base, concept, masks, True, crop=crop) for crop in ("square", "buckets")]
-    assert not any(isinstance(some, BucketedSet) for some in sets)
-    of_left, of_right = sets[1].masks[0], sets[1].masks[3]  # a picture's and its mirror image's
+    squares, bucketed = (training_set(base, concept, masks, True, crop=crop) for crop in ("square", "buckets"))
+    assert isinstance(squares, TrainingSet) and isinstance(bucketed, TrainingSet)
+    of_left, of_right = bucketed.masks[0], bucketed.masks[3]  # a picture's and its mirror image's
     torch.testing.assert_close(of_left.flip(-1), of_right)
     assert not torch.allclose(of_left, of_right)
-    one, other = (some.batch(4, step_generator(0, 0)) for some in sets)
+    one, other = (some.batch(4, step_generator(0, 0)) for some in (squares, bucketed))
     for name in ("latents", "masks", "noise", "timesteps"):
         assert torch.equal(getattr(one, name), getattr(other, name))
 
@@ -99,6 +100,7 @@ def test_captions_and_masks_stay_with_their_pictures(base, shapes):
     assert [mask.source for mask in masks] == ["given", "attention", "given"]
     assert [mask.image.size for mask in masks] == [(16, 16), (20, 12), (8, 24)]
     data = training_set(base, captioned, masks, True, crop="buckets")
+    assert isinstance(data, BucketedSet)
     assert [len(one.prompts_of[0]) for one in data.sets] == [1, 11, 1]
     assert data.sets[0].prompts_of == [[11], [11]] and data.sets[2].prompts_of == [[12], [12]]
     with pytest.raises(UserError, match='not of the crop "square"'):
@@ -107,7 +109,7 @@ def test_captions_and_masks_stay_with_their_pictures(base, shapes):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_from_pictures_of_several_shapes(base, shapes, method):
-    settings = {"num_class_images": 2} if METHODS[method].prior_preservation_weight else {}
+    settings: dict[str, Any] = {"num_class_images": 2} if METHODS[method].prior_preservation_weight else {}
     adapter = METHODS[method](max_train_steps=4, **settings).adapter(base, shapes)
     before = [parameter.detach().clone() for parameter in adapter.parameters()]
     steps = list(train(base, adapter, shapes, TrainingSettings(train_batch_size=2), crop="buckets"))

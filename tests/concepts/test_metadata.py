@@ -1,6 +1,7 @@
 """Folders in the layout of Hugging Face's imagefolder, good and bad."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "cat"
 
 
-def write(folder: Path, *rows: dict[str, object]) -> None:
+def write(folder: Path, *rows: Mapping[str, object]) -> None:
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
 
 

@@ -99,7 +99,9 @@ def test_what_is_not_learnt_is_tinted() -> None:
     mask.paste(255, (0, 0, 8, 16))
     shown = tinted(Seen("1.png", Image.new("RGB", (16, 16), (0, 200, 0)), SubjectMask(mask, "given"), None, ()))
     assert shown.getpixel((2, 2)) == (0, 200, 0)
-    red, green, blue = shown.getpixel((13, 2))
+    pixel = shown.getpixel((13, 2))
+    assert isinstance(pixel, tuple)
+    red, green, blue = pixel
     assert red > 150 and blue > 100 and green < 100
 
 

@@ -1,6 +1,7 @@
 """What is measured of a model: laws on a tiny base, and the defaults of what is drawn and asked."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,7 +93,12 @@ def test_every_picture_begins_with_a_noise_of_its_own_unless_it_is_shared(base, 
 
 def test_no_seed_is_drawn_with_twice_however_many_there_are(base, evaluators, monkeypatch):
     seen = []
-    monkeypatch.setattr(references, "draw", lambda base, plan, texts, seeds, **_: seen.extend(seeds) or torch.zeros(0))
+
+    def drawn(base, plan, texts, seeds, **_):
+        seen.extend(seeds)
+        return torch.zeros(0)
+
+    monkeypatch.setattr(references, "draw", drawn)
     monkeypatch.setattr(references, "decoded", lambda base, latents: latents)
     many = Reference(base, "cat", replace(PLAN, drawing=replace(PLAN.drawing, num_seeds=700)), evaluators)
     assert len(many.images) == len(many.null_images) == 0
@@ -143,7 +149,8 @@ class Counting:
 
 @pytest.mark.slow
 def test_every_image_is_looked_at_once_by_every_encoder(base, evaluators, adapter, real):
-    clip, encoder = Counting(evaluators.clip), Counting(evaluators.encoder)
+    clip: Any = Counting(evaluators.clip)
+    encoder: Any = Counting(evaluators.encoder)
     reference = Reference(base, "cat", PLAN, Evaluators(clip, encoder))
     evaluate(reference, adapter, real)
     asked, of_class, training = 6, 4, 3

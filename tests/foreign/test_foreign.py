@@ -1,6 +1,7 @@
 """Customizations of other tools, made by their own libraries, read into models that predict as there."""
 
 import json
+from typing import Any
 
 import pytest
 import tiny_families
@@ -116,14 +117,15 @@ def test_a_lora_of_diffusers_predicts_as_in_diffusers(base_dir, xl_dir, tmp_path
 
 @pytest.mark.parametrize("kind", ["alpha", "patterns", "rslora", "dora", "bias"])
 def test_a_folder_of_peft_predicts_as_in_peft(base_dir, tmp_path, kind):
-    options = {
+    kinds: dict[str, dict[str, Any]] = {
         "alpha": {},
         "patterns": {"rank_pattern": {"conv1": 8}, "alpha_pattern": {"attn2.to_q": 3}},
         "rslora": {"use_rslora": True},
         "dora": {"use_dora": True},
         "bias": {"lora_bias": True, "target_modules": ["to_out.0", "conv1"]},
-    }[kind]
-    check_peft(base_dir, tmp_path, LoraConfig(**{"r": 4, "lora_alpha": 2, "target_modules": UNET_LAYERS} | options))
+    }
+    options: dict[str, Any] = {"r": 4, "lora_alpha": 2, "target_modules": UNET_LAYERS} | kinds[kind]
+    check_peft(base_dir, tmp_path, LoraConfig(**options))
 
 
 @pytest.mark.parametrize("effective", [False, True])
@@ -213,7 +215,7 @@ def test_one_lora_under_the_names_of_every_tool(base_dir, tmp_path):
     layers = {key.split(".")[0] for key in unet}
     old = {layer: paths[layer].replace(".to_", ".processor.to_").replace("to_out.0", "to_out") for layer in layers}
     dotted = [("down", "up"), ("lora.down", "lora.up"), ("lora_A", "lora_B")]
-    versions = {
+    versions: dict[str, dict[str, tuple[str, ...]]] = {
         "sd-scripts": {
             f"lora_unet_{layer}": (f"lora_unet_{layer}.lora_down", f"lora_unet_{layer}.lora_up") for layer in layers
         },
@@ -363,7 +365,7 @@ def test_words_of_every_tool(base_dir, tmp_path, kind, count):
     found = inspect(save_words(kind, vectors, tmp_path))
     base, words = customized(found, base_dir, "cpu")
     assert found.kind == "textual inversion"
-    assert found.trigger.strip("<>") == "my-word"
+    assert words and found.trigger and found.trigger.strip("<>") == "my-word"
     reference = load_base(base_dir, device="cpu")
     reference.pipeline.load_textual_inversion({"<my-word>": vectors}, token="<my-word>")
     prompt = reference.pipeline.maybe_convert_prompt("a <my-word> on it", reference.tokenizer)
@@ -550,12 +552,13 @@ def test_the_checkpoints_of_a_run(tmp_path):
         save_file(tensors, tmp_path / "diffusers" / f"checkpoint-{step}" / "pytorch_lora_weights.safetensors")
     save_file(tensors, tmp_path / "diffusers" / "pytorch_lora_weights.safetensors")
     assert [found.step for found in checkpoints(tmp_path / "diffusers")] == [500, 1000, None]
-    for folder, names in {
+    runs: dict[str, dict[str, int | None]] = {
         "sd-scripts": {"my-cat-000010": 10, "my-cat-000002": 2, "my-cat": None},
         "ai-toolkit": {"cat_000000500": 500, "cat_000001000": 1000, "cat": None},
         "by steps": {"cat-step00000020": 20, "cat-step00000300": 300},
         "words": {"learned_embeds-steps-500": 500, "learned_embeds-steps-1000": 1000},
-    }.items():
+    }
+    for folder, names in runs.items():
         (tmp_path / folder).mkdir()
         for name in names:
             save_file(tensors, tmp_path / folder / f"{name}.safetensors")

@@ -8,6 +8,7 @@ import pickle
 import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def test_numbers_that_are_not_finite(tmp_path, value, suffix):
 
 def test_files_of_torch_are_read_as_torch_reads_them(tmp_path):
     numbers = torch.randn(6, 4)
-    content = OrderedDict(
+    content: Any = OrderedDict(
         whole=numbers,
         part=numbers[1:5:2, 1:3],
         turned=numbers.T,
@@ -193,13 +194,13 @@ def test_pickles_that_claim_much(tmp_path, payload):
 
 
 def test_a_pickle_without_end_to_walk(tmp_path):
-    thing = {"x": "y"}
+    thing: Any = {"x": "y"}
     for _ in range(60):
         thing = dict.fromkeys("abcdefgh", thing)
     (tmp_path / "x.pt").write_bytes(archive(pickle.dumps(thing, protocol=2)))
     with pytest.raises(UserError, match="holds no tensor"):
         inspect(tmp_path / "x.pt")
-    wide = {str(i): "y" for i in range(1000)}
+    wide: Any = {str(i): "y" for i in range(1000)}
     for _ in range(2):
         wide = {str(i): wide for i in range(1000)}
     (tmp_path / "x.pt").write_bytes(archive(pickle.dumps(wide, protocol=2)))
@@ -295,10 +296,11 @@ def test_a_hundred_broken_files(tmp_path):
     """The beginning of what tools/fuzz_adapters.py runs: each is applied to the base or refused in a sentence."""
     tool = Path(__file__).parents[2] / "tools" / "fuzz_adapters.py"
     spec = importlib.util.spec_from_file_location("fuzz_adapters", tool)
+    assert spec and spec.loader
     fuzz = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fuzz)
     fuzz.make_originals(tmp_path / "originals")
-    ended = Counter()
+    ended: Counter[str] = Counter()
     for number in range(100):
         (tmp_path / str(number)).mkdir()
         path = fuzz.make_case(number, tmp_path / "originals", tmp_path / str(number), tmp_path / "canary")

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,7 +90,8 @@ def test_only_what_a_caption_tells_is_asked_of_its_picture():
 def test_two_toys_are_asked_for_and_their_relation():
     pairs = held_out_captions(2, 40)
     images = torch.arange(40.0).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
-    found = {gate.name: figure for gate, figure in measure_pairs(pairs, images, Seeing(pairs))}
+    right: Any = Seeing(pairs)
+    found = {gate.name: figure for gate, figure in measure_pairs(pairs, images, right)}
     assert {figure.value for figure in found.values()} == {1} and found[gates.BOTH.name].num == 40
 
     def swapped(scene):
@@ -97,9 +99,10 @@ def test_two_toys_are_asked_for_and_their_relation():
             scene, relation={"left of": "right of", "right of": "left of"}.get(scene.relation, scene.relation)
         )
 
-    found = {gate.name: figure for gate, figure in measure_pairs(pairs, images, Seeing(pairs, swapped))}
+    wrong: Any = Seeing(pairs, swapped)
+    found = {gate.name: figure for gate, figure in measure_pairs(pairs, images, wrong)}
     assert found[gates.RELATION.name].value < 0.7 and found[gates.BOTH.name].value == 1
-    alone = Seeing(pairs, lambda scene: replace(scene, toys=scene.toys[:1]))
+    alone: Any = Seeing(pairs, lambda scene: replace(scene, toys=scene.toys[:1]))
     facts_of_one = alone.read(None)
     alone.read, alone.relation = lambda images: facts_of_one, lambda *_: [None]
     found = {gate.name: figure for gate, figure in measure_pairs(pairs, images, alone)}

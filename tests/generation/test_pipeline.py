@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -45,7 +47,7 @@ def test_in_a_mixed_list_the_other_prompts_are_untouched_to_the_bit(pipe, adapte
 
 
 def test_in_our_sampler_pictures_without_the_concept_are_the_bases_to_the_bit(base, adapter):
-    settings = {"seeds": (0, 1), "num_inference_steps": 3}
+    settings: dict[str, Any] = {"seeds": (0, 1), "num_inference_steps": 3}
     expected = generate(base, ["a cat", "a dog"], **settings)
     images = generate(base, ["a cat", "a <my-cat>"], [adapter], **settings)
     assert [difference(a, b) for a, b in zip(images, expected, strict=True)][:2] == [0, 0]
@@ -82,7 +84,7 @@ def test_every_prompt_may_have_seeds_of_its_own(base):
 
 
 def test_pictures_may_be_drawn_in_turn(base, adapter):
-    settings = {"seeds": (0, 1), "num_inference_steps": 2, "batch_size": 1}
+    settings: dict[str, Any] = {"seeds": (0, 1), "num_inference_steps": 2, "batch_size": 1}
     first, second = (sample_prompts(base, prompt, [adapter], **settings) for prompt in ("a <my-cat>", "a dog"))
     in_turn = [latents for pair in zip(first, second, strict=True) for latents in pair]
     alone = list(sample_prompts(base, "a <my-cat>", [adapter], **settings))
@@ -171,6 +173,7 @@ def test_what_the_network_takes_out_of_its_inputs_reaches_both_streams(pipe, bas
     with torch.no_grad():
         expected = base.network(*inputs, down_intrablock_additional_residuals=list(features)).sample
         with attached(base, [silent]) as denoiser:
+            assert denoiser.streams
             denoiser.streams.rows = base.encode(["a <my-cat>"], {"my-cat": "cat"}).concept_tokens
             changed = base.network(*inputs, down_intrablock_additional_residuals=list(features)).sample
     assert torch.equal(changed, expected)
@@ -192,7 +195,12 @@ def test_unsupported_ways_to_call_are_refused(pipe, adapter):
 def test_steps_do_not_walk_the_network_to_ask_its_precision(base, monkeypatch):
     """diffusers' `dtype` goes through every module and parameter, which takes as long as a layer does."""
     asked = []
-    monkeypatch.setattr(type(base.network), "dtype", property(lambda network: asked.append(network) or torch.float32))
+
+    def dtype(network):
+        asked.append(network)
+        return torch.float32
+
+    monkeypatch.setattr(type(base.network), "dtype", property(dtype))
     counts = []
     for steps in (2, 5):
         generate(base, "a cat", num_inference_steps=steps)

@@ -2,6 +2,7 @@
 
 import gc
 from functools import partial
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -374,8 +375,9 @@ def test_one_adapter_under_two_names(pipe, adapter):
 def test_pipelines_with_a_way_of_their_own_to_encode_are_refused(pipe, adapter):
     wrapped = customize(pipe, adapter)
     original = type(pipe).encode_prompt
+    kind: Any = type(pipe)
 
-    class Own(type(pipe)):
+    class Own(kind):
         def __call__(self, prompt, **kwargs):
             states, _ = original(self, prompt, "cpu", 1, False)
             return self.unet(torch.zeros(1, 4, 8, 8), 1, encoder_hidden_states=states)

@@ -110,6 +110,7 @@ def test_an_adapter_for_another_base_is_refused_unless_asked_for(saved, tmp_path
         load_adapter(path, other)
     assert "tiny" in str(refusal.value) and "other" in str(refusal.value)
     loaded = load_adapter(path, other, any_base=True)
+    assert isinstance(loaded, InfusionAdapter)
     assert all(torch.equal(r, adapter.residuals()[path]) for path, r in loaded.residuals().items())
 
 

@@ -77,7 +77,7 @@ def test_gradients_reach_every_value_residual_and_no_query(base, concept):
         denoiser.predict(*inputs(base, ["a <my-cat>"], [adapter])).square().mean().backward()
     layers = cross_attentions(base.network)
     assert set(adapter.state_dict()) == {f"{path}.to_v.value_residual" for path in layers}
-    assert all(residual.grad.any() for residual in adapter.residuals().values())
+    assert all(residual.grad is not None and residual.grad.any() for residual in adapter.residuals().values())
     assert all(layer.to_q.weight.grad is None for layer in layers.values())
 
 

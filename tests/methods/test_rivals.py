@@ -3,6 +3,7 @@
 from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from test_infusion import SD15
 
 from infusion.base import Base, load_base
 from infusion.base.cross_attention import cross_attentions
+from infusion.base.customization import SwappedParameters
 from infusion.base.edits import hook_output
 from infusion.base.families import StableDiffusion
 from infusion.base.token_vectors import TokenVectors
@@ -28,6 +30,7 @@ from infusion.methods.closed_form import text_metric, typical_states
 from infusion.methods.keys_and_values import _concept_states, merged
 from infusion.methods.lora import read_lora
 from infusion.methods.textual_inversion import read_textual_inversion
+from infusion.methods.xti import ExtendedTextualInversionAdapter
 from infusion.toybox import FOUNDATION_DIR
 from infusion.training.loop import train
 
@@ -70,7 +73,7 @@ def text_states(base, prompts, *adapters):
 
 
 def drawn(base, prompt, *adapters, seed=3):
-    settings = {"num_inference_steps": 4, "guidance_scale": 5.0, "seeds": (seed,)}
+    settings: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 5.0, "seeds": (seed,)}
     return torch.cat(list(sample_prompts(base, prompt, adapters, **settings)))
 
 
@@ -107,7 +110,12 @@ def test_every_mention_is_read_with_all_its_vectors(base, concept, method):
     prompt = "<my-teddy> a teddy <my-teddy>"
     embeddings = base.text_encoder.embeddings
     read = []
-    with hook_output(embeddings, lambda states: read.append(states.detach()) or states):
+
+    def note(states):
+        read.append(states.detach())
+        return states
+
+    with hook_output(embeddings, note):
         predict(base, [prompt], adapter)
     conditioning = inputs(base, [prompt], adapter)[2]
     expected = embeddings.token_embedding(conditioning.token_ids)[0].detach()
@@ -147,12 +155,13 @@ def test_two_concepts_in_a_prompt(base, concept, method):
 
 def test_layers_of_xti_read_words_of_their_own(base, concept):
     adapter = METHODS["xti"]().adapter(base, concept)
+    assert isinstance(adapter, ExtendedTextualInversionAdapter)
     chosen = list(adapter.vectors())[1]
     before = text_states(base, [PROMPT], adapter)
     adapter.vectors()[chosen].data += 1
     after = text_states(base, [PROMPT], adapter)
     assert {path for path in before if not torch.equal(before[path], after[path])} == {chosen}
-    keys = {}
+    keys: dict[str, torch.Tensor] = {}
     with torch.no_grad(), base.customized(adapter) as denoiser:
         hook = cross_attentions(base.network)[chosen].to_k.register_forward_pre_hook(
             lambda m, args: keys.update(k=args[0])
@@ -321,10 +330,16 @@ def custom_pair(base, concept, nouns=("cat", "dog"), size=0.2, rare_tokens=("sks
     ]
 
 
+def weights_of(together):
+    swapped = together.given[0]
+    assert isinstance(swapped, SwappedParameters)
+    return swapped.tensors
+
+
 def test_merged_weights_keep_every_concepts_outputs(concept):
     base = load_base(device="cpu")
     pair = custom_pair(base, concept, ("car", "robot"), rare_tokens=("sks", "huge"))
-    weights = merged(base, pair).given[0].tensors
+    weights = weights_of(merged(base, pair))
     for adapter in pair:
         states = _concept_states(base, adapter)
         for path, own in adapter.weights().items():
@@ -336,7 +351,7 @@ def test_merged_weights_change_typical_outputs_less_than_their_average_does(conc
     """Also where two concepts of one class have hardly left their common start."""
     base = load_base(device="cpu")
     pair = custom_pair(base, concept, nouns, size)
-    weights, states = merged(base, pair).given[0].tensors, typical_states(base)
+    weights, states = weights_of(merged(base, pair)), typical_states(base)
     for path, weight in weights.items():
         average = sum(adapter.weights()[path] for adapter in pair).detach() / 2
         change, of_average = (
@@ -471,7 +486,7 @@ def test_an_adapter_for_another_architecture_is_refused(base, concept, tmp_path,
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_bases_keep_fp32_adapters(base_dir, concept, method, dtype):
     base = load_base(base_dir, "cpu", dtype)
-    few = {"num_class_images": 1} if METHODS[method]().num_class_images else {}
+    few: dict[str, Any] = {"num_class_images": 1} if METHODS[method]().num_class_images else {}
     adapter = METHODS[method](max_train_steps=1, learning_rate=1e-3, **few).adapter(base, concept)
     before = {name: tensor.clone() for name, tensor in adapter.state_dict().items()}
     losses = [now.loss for now in train(base, adapter, concept, class_latents=torch.zeros(1, 4, 8, 8))]

@@ -1,6 +1,7 @@
 """Alignment to text and pictures, and the toybox's facts, on renders whose truth is known."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -173,7 +174,7 @@ def test_shares_are_of_what_was_asked():
 
 def test_wants_that_no_judge_can_read_are_refused_in_a_sentence(judges):
     image = torch.rand(1, 3, 64, 64)
-    wrong = [
+    wrong: list[tuple[dict[str, str | int], str]] = [
         ({"clas": "cat"}, 'mean "class"'),
         ({"class": "catt"}, 'mean "cat"'),
         ({"count": 9}, "1, 2, 3"),
@@ -184,7 +185,7 @@ def test_wants_that_no_judge_can_read_are_refused_in_a_sentence(judges):
     for facts, hint in wrong:
         with pytest.raises(UserError, match=hint):
             satisfied_facts(judges, image, [facts])
-    for ask in (subject_masks, two_of, lambda *given: both_present(*given, "cat")):
+    for ask in (subject_masks, two_of, partial(both_present, noun_b="cat")):
         with pytest.raises(UserError, match="lion"):
             ask(judges, image, "lion")
 

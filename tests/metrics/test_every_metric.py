@@ -142,6 +142,6 @@ def test_a_metric_knows_of_no_method(file):
     modules = {
         node.module.split(".")[1]
         for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("infusion.")
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("infusion.")
     }
     assert modules <= below

@@ -52,7 +52,7 @@ def probe_of(num_prompts=3, per_prompt=2, weights=None):
 
 def told_states(states):
     ids = torch.zeros(states.shape[:2], dtype=torch.long)
-    return Conditioning(text_states=states, concept_tokens=((),) * len(states), token_ids=ids)
+    return Conditioning(text_states=states, concept_tokens=({},) * len(states), token_ids=ids)
 
 
 def told(num, value=0.0):

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,9 @@ class Averages:
 @pytest.fixture
 def evidence():
     images = Images(torch.full((4, 3, 2, 2), 0.5))
-    return Evidence(images, images, np.arange(4) // 2, ["a cat"] * 4, Averages(), Averages())
+    clip: Any = Averages()
+    encoder: Any = Averages()
+    return Evidence(images, images, np.arange(4) // 2, ["a cat"] * 4, clip, encoder)
 
 
 def test_every_file_is_a_metric_or_known_as_support():

@@ -105,7 +105,12 @@ def test_the_jackknife_of_a_mean_is_students_interval():
 
 def test_prompts_are_left_out_whole():
     prompt_of, seen = np.array([7, 3, 7, 5, 3, 3]), []
-    figure = over_prompts(lambda rows: float(len(seen.append(prompt_of[rows].tolist()) or rows)), prompt_of)
+
+    def num(rows):
+        seen.append(prompt_of[rows].tolist())
+        return float(len(rows))
+
+    figure = over_prompts(num, prompt_of)
     assert seen == [prompt_of.tolist(), [7, 7, 5], [7, 3, 7, 3, 3], [3, 5, 3, 3]]
     assert figure.value == 6 and figure.num == 3 and figure.low < 6 < figure.high
 

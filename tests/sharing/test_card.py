@@ -6,7 +6,7 @@ import re
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from tiny_families import tiny
 
 from infusion.base import Base
@@ -17,7 +17,7 @@ from infusion.methods.infusion import Infusion
 from infusion.sharing.card import Shown, card, describe, read_evaluation
 
 BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-MEASURES = {
+MEASURES: dict[str, dict[str, float | None]] = {
     "identity": {"value": 0.62, "low": 0.51, "high": 0.7, "num": 24},
     "lfd_s1": {"value": 0.0, "low": 0.0, "high": 0.0, "num": 9},
     "facts_hat": {"value": 0.25, "low": None, "high": None, "num": 1},
@@ -94,6 +94,7 @@ def test_figures_are_those_of_the_evaluation(saved, evaluation):
     assert "| identity ↑ | 0.62 | 0.51 to 0.7 | 24 |" in text
     assert "- Was it learnt? **Yes.** It stands at 0.62." in text
     read = ModelCard(text).data
+    assert isinstance(read, ModelCardData) and read.eval_results
     assert [result.metric_value for result in read.eval_results] == [0.62, 0.0, 0.25]
     assert not any(math.isnan(result.metric_value) for result in read.eval_results)
 

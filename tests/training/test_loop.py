@@ -12,7 +12,7 @@ from infusion.methods.adapter_file import save_adapter
 from infusion.methods.dreambooth import DreamBooth
 from infusion.methods.infusion import Infusion
 from infusion.methods.textual_inversion import TextualInversion
-from infusion.training.dataset import step_generator, training_set
+from infusion.training.dataset import TrainingSet, step_generator, training_set
 from infusion.training.loop import train
 from infusion.training.settings import TrainingSettings
 
@@ -81,7 +81,13 @@ def test_class_pictures_drawn_anew_may_differ_in_the_last_bit(base, concept, tmp
 
     def steps(latents, stop_after):
         training = train(base, method.adapter(base, concept), concept, None, checkpoint, class_latents=latents)
-        return [now.step for now in training if now.step != stop_after or training.close()]
+        done = []
+        for now in training:
+            if now.step == stop_after:
+                training.close()
+                break
+            done.append(now.step)
+        return done
 
     steps(latents, stop_after=1)
     assert steps(latents.nextafter(2 * latents), stop_after=None) == [2]
@@ -127,6 +133,7 @@ def test_gradient_accumulation_counts_every_picture(base, concept):
 def test_captions_replace_templates(base, concept):
     captioned = replace(concept, captions=("a cat on a mat", None, "<my-cat>"))
     data = training_set(base, captioned, subject_masks(base, captioned), flip=False)
+    assert isinstance(data, TrainingSet)
     assert [len(prompts) for prompts in data.prompts_of] == [1, 11, 1]
     assert all("my-cat" in row for row in data.conditioning.concept_tokens)
 

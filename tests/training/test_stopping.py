@@ -1,5 +1,7 @@
 """The stop rule: which check is kept, when training ends, what a resumed training knows."""
 
+from collections.abc import Generator
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -69,6 +71,7 @@ def followed(adapter, scores, steps, first=0, stop_at=None, kept_path=None, **se
     for progress, _ in rule:
         step = progress.step
         if step == stop_at:
+            assert isinstance(rule, Generator)
             rule.close()
             return step, None
     assert training.closed
@@ -154,6 +157,6 @@ def test_a_fresh_adapter_has_learnt_nothing_and_kept_all():
     made = rule(adapter, step=5, loss=0.2)
     assert made.learnt == pytest.approx(0, abs=1e-4) and made.followed == pytest.approx(1, abs=1e-4)
     assert (made.step, made.loss) == (5, 0.2)
-    images = rule._drawn("cat")
-    assert rule._told(images.flip(0)) < 0.5 * rule._told(images), "pictures of other prompts"
-    assert rule._told(rule._drawn("car")) < 0.8 * rule._told(images), "pictures of another class"
+    drawn = rule._drawn("cat")
+    assert rule._told(drawn.flip(0)) < 0.5 * rule._told(drawn), "pictures of other prompts"
+    assert rule._told(rule._drawn("car")) < 0.8 * rule._told(drawn), "pictures of another class"

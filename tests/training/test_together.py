@@ -47,6 +47,11 @@ def alone(base, job):
     return torch.cat([parameter.detach().flatten() for parameter in adapter.parameters()]), losses
 
 
+def progress(now):
+    assert isinstance(now, Progress), now
+    return now
+
+
 def assert_as_alone(base, jobs, told, tolerance=TOLERANCE):
     for one in jobs:
         expected, losses = alone(base, one)
@@ -75,7 +80,7 @@ def test_jobs_of_different_settings_join_and_leave(base, concept):
         job(base, concept, "green", Infusion(max_train_steps=4), train_batch_size=3),
     ]
     told = list(train_together(base, jobs, concepts_per_batch=2))
-    order = [(other.concept.name, now.step) for other, now in told]
+    order = [(other.concept.name, progress(now).step) for other, now in told]
     assert order[:4] == [("red", 1), ("blue", 1), ("red", 2), ("blue", 2)]
     assert order[4:6] == [("red", 3), ("gold", 1)]
     assert order[-1] == ("green", 4)
@@ -105,9 +110,12 @@ def test_pictures_of_several_shapes(base, concept):
 def test_all_rows_take_the_short_way(base, concept, monkeypatch):
     turned = []
     directions = rank_form.directions
-    monkeypatch.setattr(
-        rank_form, "directions", lambda attention, vectors: turned.append(vectors) or directions(attention, vectors)
-    )
+
+    def noted(attention, vectors):
+        turned.append(vectors)
+        return directions(attention, vectors)
+
+    monkeypatch.setattr(rank_form, "directions", noted)
     jobs = [job(base, concept, name, Infusion(max_train_steps=1)) for name in ("red", "blue", "green")]
     list(train_together(base, jobs))
     assert len(turned) == len(base.text_layers)
@@ -139,15 +147,15 @@ def test_interrupted_training_goes_on(base, concept, tmp_path):
     told = []
     steps = train_together(base, jobs())
     for one, now in steps:
-        told.append((one.concept.name, now.step))
+        told.append((one.concept.name, progress(now).step))
         if told[-1] == ("blue", 2):
             break
     steps.close()
     again = jobs()
     rest = list(train_together(base, again))
-    blue = next(now for one, now in rest if one is again[1])
+    blue = progress(next(now for one, now in rest if one is again[1]))
     assert blue.step == 2 and math.isnan(blue.loss)
-    assert told + [(one.concept.name, now.step) for one, now in rest if one is again[0]] == [
+    assert told + [(one.concept.name, progress(now).step) for one, now in rest if one is again[0]] == [
         *[("red", 1), ("blue", 1), ("red", 2), ("blue", 2)],
         *[("red", 3), ("red", 4)],
     ]
@@ -168,7 +176,7 @@ def test_who_cannot_be_trained_leaves_with_a_sentence(base, concept):
     assert 'are called "red"; give one another name' in sentences[id(namesake)]
     assert "trained one by one: train <blue> alone" in sentences[id(other_method)]
     assert 'The caption "a dog" holds neither' in sentences[id(no_noun)]
-    assert [now.step for one, now in told if one is fine] == [1, 2]
+    assert [progress(now).step for one, now in told if one is fine] == [1, 2]
 
 
 def test_who_diverges_leaves_the_others_in_peace(base, concept):
