@@ -21,7 +21,8 @@ def test_every_layer_has_its_own_precision_rank_and_alpha(tmp_path: Path) -> Non
         (f"unet.{TO_Q}.weight", f"lora_unet_{TO_Q}", 2, torch.tensor(1), torch.float16),
         (queries, f"lora_te_text_model_{Q_PROJ}", 3, None, torch.bfloat16),
     ]
-    tensors, right = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    right: dict[str, torch.Tensor] = {}
     for path, name, rank, alpha, dtype in layers:
         down, up = (factor.to(dtype) for factor in factors(plain[path], rank))
         name = name.replace(".", "_")

@@ -17,7 +17,8 @@ LAYERS = ["conv_in", "conv_out", "time_embedding.linear_1"]
 
 def lora_with(layer: str, folder: Path) -> tuple[Path, torch.Tensor]:
     """A file of two layers of the UNet, and how it changes the one that is asked for."""
-    tensors, moves = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    moves: dict[str, torch.Tensor] = {}
     for path in (layer, TO_V):
         weight = plain_weights()[f"unet.{path}.weight"]
         down, up = factors(weight)
