@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from tiny_families import tiny
 
 from infusion.base import Base
-from infusion.base.customization import Named
+from infusion.base.cross_attention import AttentionRecorder
+from infusion.base.customization import Named, Strengthened, Words
 from infusion.concepts.concept import Concept
 from infusion.errors import UserError
 from infusion.generation.composers import COMPOSERS
-from infusion.generation.composers.masked_noise import MaskedNoise, concept_masks
+from infusion.generation.composers.masked_noise import concept_masks
 from infusion.generation.pipeline import sample_prompts
 from infusion.methods import METHODS
 from infusion.methods.adapter import Adapter
@@ -55,7 +57,7 @@ def test_masked_noise_takes_concepts_of_methods_that_change_everything(base: Bas
         for method, name in (("lora", "a"), ("dreambooth", "bb"), ("infusion", "c"))
     ]
     prompt = "a <a> beside a <bb> and a <c>"
-    with pytest.raises(UserError, match=r"of several methods: <a> \(lora\).*composer masked-noise"):
+    with pytest.raises(UserError, match=r"of several methods: <a> \(lora\).*masked-noise"):
         drawn(base, prompt, adapters)
     before = base.digest()
     assert drawn(base, prompt, adapters, composer="masked-noise").isfinite().all()
@@ -70,9 +72,9 @@ def test_a_concept_acts_in_its_mask_and_nowhere_else(
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     left = torch.zeros(1, 8, 8)
     left[..., :3] = 1
-    monkeypatch.setattr(MaskedNoise, "_map", staticmethod(lambda *given: left))
-    with torch.no_grad():
-        composed = MaskedNoise(base, [adapter]).predict(latents, torch.tensor(400), conditioning)
+    monkeypatch.setattr(AttentionRecorder, "token_maps", lambda *given: left[None])
+    with torch.no_grad(), COMPOSERS["masked-noise"].composed(base, [adapter], conditioning) as composition:
+        composed = composition.predict(latents, torch.tensor(400), conditioning)
         plain = base.predict(latents, torch.tensor(400), conditioning)
         with base.customized(adapter) as denoiser:
             own = denoiser.predict(latents, torch.tensor(400), conditioning)
@@ -102,3 +104,25 @@ def test_masks_share_every_place() -> None:
 def test_what_composers_refuse(base: Base, adapter: Adapter, options: dict[str, object], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         drawn(base, "a <my-cat>", [adapter], **options)
+
+
+@pytest.mark.parametrize("composer", list(COMPOSERS))
+@pytest.mark.parametrize("method", ["textual-inversion", "custom-diffusion"])
+def test_two_concepts_of_one_name_are_refused(base: Base, concept: Concept, composer: str, method: str) -> None:
+    adapters: list[Named] = [changed(base, concept, method, "one"), changed(base, concept, method, "one")]
+    with pytest.raises(UserError, match="share a name"):
+        drawn(base, "a <one>", adapters, composer=composer)
+
+
+def test_words_and_weakened_adapters_stand_together(base: Base, concept: Concept) -> None:
+    weak = [Strengthened(changed(base, concept, "infusion", name), 0.5) for name in ("one", "two")]
+    assert drawn(base, "a <one> and a <two>", list(weak)).isfinite().all()
+    words = [Words("cat", "three"), Words("dog", "four")]
+    expected = drawn(base, "a cat and a dog", [])
+    assert torch.equal(drawn(base, "a <three> and a <four>", list(words)), expected)
+
+
+def test_where_image_and_text_attend_jointly_masked_noise_says_so(concept: Concept) -> None:
+    flux = Base.from_pipeline(tiny("flux"))
+    with pytest.raises(UserError, match="composer masked-noise is for models with cross-attention"):
+        drawn(flux, "a <one>", [changed(flux, concept, "infusion", "one")], composer="masked-noise")

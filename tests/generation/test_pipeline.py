@@ -17,8 +17,10 @@ from infusion.base import Base, attached
 from infusion.errors import UserError
 from infusion.generation.diffusers_pipeline import customize
 from infusion.generation.pipeline import generate, sample_prompts
-from infusion.methods.adapter_file import save_adapter
+from infusion.methods.adapter_file import load_adapter, save_adapter
 from infusion.methods.infusion import Infusion
+from infusion.methods.textual_inversion import TextualInversion
+from infusion.methods.xti import ExtendedTextualInversion
 
 
 def generators(*seeds):
@@ -207,3 +209,25 @@ def test_steps_do_not_walk_the_network_to_ask_its_precision(base, monkeypatch):
         counts.append(len(asked))
         asked.clear()
     assert counts[0] == counts[1]
+
+
+def test_a_renamed_textual_inversion_is_saved_and_read(pipe, base, concept, tmp_path):
+    adapter = TextualInversion().adapter(base, concept)
+    customized = customize(pipe)
+    customized.load_infusion(adapter, adapter_name="new")
+    save_adapter(customized.adapters["new"], tmp_path / "new.safetensors", base)
+    assert load_adapter(tmp_path / "new.safetensors", base).concept_name == "new"
+
+
+def test_what_does_not_go_together_is_refused_when_it_is_loaded(pipe, base, adapter, concept):
+    customized = customize(pipe, adapter)
+    with pytest.raises(UserError, match="do not go together"):
+        customized.load_infusion(ExtendedTextualInversion().adapter(base, concept), adapter_name="new")
+    assert customized.get_list_infusion_adapters() == ["my-cat"]
+
+
+def test_without_a_text_model_words_of_their_own_are_refused(pipe, base, concept):
+    adapter = TextualInversion().adapter(base, concept)
+    pipe.text_encoder = None
+    with pytest.raises(UserError, match="no text model"):
+        customize(pipe, adapter)

@@ -30,9 +30,8 @@ def test_without_its_weight_it_is_custom_diffusion(base: Base, concept: Concept)
 def test_the_phrase_is_held_near_its_class(base: Base, concept: Concept) -> None:
     losses = []
     for weight in (0.0, 5.0):
-        adapter = ClassDiffusion(semantic_weight=weight, max_train_steps=STEPS, learning_rate=RATE).adapter(
-            base, concept
-        )
+        method = ClassDiffusion(semantic_weight=weight, max_train_steps=STEPS, learning_rate=RATE)
+        adapter = method.fresh(base, concept.name, concept.class_noun)
         start = float(adapter.semantic_loss(base))
         for _ in train(base, adapter, concept, TrainingSettings(train_batch_size=2), class_latents=OF_CLASS):
             pass
@@ -42,7 +41,7 @@ def test_the_phrase_is_held_near_its_class(base: Base, concept: Concept) -> None
 
 
 def test_the_second_loss_moves_the_word_alone(base: Base, concept: Concept) -> None:
-    adapter = ClassDiffusion().adapter(base, concept)
+    adapter = ClassDiffusion().fresh(base, concept.name, concept.class_noun)
     adapter.semantic_loss(base).backward()
     moved = [name for name, parameter in adapter.named_parameters() if parameter.grad is not None]
     assert moved == ["rare_token_vectors"]

@@ -1,5 +1,7 @@
 """What each rival method claims for itself, and what it shares with diffusers, on a tiny real Stable Diffusion."""
 
+import gc
+import weakref
 from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
@@ -7,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import tiny_pipeline
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import _collate_lora_metadata
 from peft import LoraConfig, get_peft_model_state_dict
@@ -24,7 +27,7 @@ from infusion.errors import UserError
 from infusion.generation.composers.together import together
 from infusion.generation.diffusers_pipeline import customize
 from infusion.generation.pipeline import generate, sample_prompts
-from infusion.methods import METHODS
+from infusion.methods import METHODS, closed_form
 from infusion.methods.adapter_file import load_adapter, save_adapter
 from infusion.methods.closed_form import text_metric, typical_states
 from infusion.methods.keys_and_values import _concept_states, merged
@@ -518,8 +521,27 @@ def test_parameter_count_on_stable_diffusion_1_5(monkeypatch, method, settings, 
     """The network is without weights; a text model of that width stands for CLIP's, in which "cat" is one token."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(**SD15)
-    for module in ("textual_inversion", "xti", "perfusion", "custom_diffusion"):
+    for module in ("textual_inversion", "xti", "perfusion", "keys_and_values"):
         import_module(f"infusion.methods.{module}")
         monkeypatch.setattr(f"infusion.methods.{module}.embeddings_of", lambda base, words: torch.zeros(1, 768))
     base = Base("sd", StableDiffusion(768), SimpleNamespace(unet=unet), None)
     assert METHODS[method](**settings).num_parameters(base, "cat") == count
+
+
+def test_what_prompts_usually_read_is_measured_once_for_a_text_model(monkeypatch):
+    """Also where a pipeline is looked at anew for every call; and it holds no model that nobody else holds."""
+    calls: list[int] = []
+
+    def measured(base):
+        calls.append(1)
+        return torch.randn(8, 4)
+
+    monkeypatch.setattr(closed_form, "typical_states", measured)
+    pipeline = tiny_pipeline()
+    for _ in range(3):
+        text_metric(Base.from_pipeline(pipeline))
+    assert len(calls) == 1
+    there = weakref.ref(pipeline.unet)
+    del pipeline
+    gc.collect()
+    assert there() is None

@@ -188,3 +188,20 @@ def test_who_diverges_leaves_the_others_in_peace(base, concept):
     assert all(isinstance(now, Progress) and one is fine for one, now in told[1:])
     expected, _ = alone(base, fine)
     assert float((residuals(fine) - expected).norm() / expected.norm()) < TOLERANCE
+
+
+def test_each_has_its_own_masks(base, concept):
+    """Whether the first of a batch is learnt whole says nothing of the others."""
+
+    def losses(*masked: bool) -> dict[bool, float]:
+        methods = {one: Infusion(max_train_steps=1, masked_loss=one) for one in masked}
+        jobs = [job(base, concept, ("red", "blue")[one], method) for one, method in methods.items()]
+        found = {}
+        for one, now in train_together(base, jobs):
+            assert isinstance(now, Progress)
+            found[one.adapter.method.masked_loss] = now.loss
+        return found
+
+    expected = losses(False) | losses(True)
+    assert losses(False, True) == pytest.approx(expected, rel=1e-5)
+    assert losses(True, False) == pytest.approx(expected, rel=1e-5)

@@ -1,6 +1,6 @@
 """A network -> its cross-attention layers, by the path a residual is named after; and the maps they draw."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -84,19 +84,23 @@ class AttentionRecorder:
             scores = scores.masked_fill(self.attention_mask[:, None, None].to(scores.device) == 0, -torch.inf)
         return torch.softmax(scores, dim=-1)
 
-    def token_map(self, rows: Iterable[Iterable[int]], height: int, width: int) -> Tensor:
+    def token_map(self, rows: Sequence[Sequence[int]], height: int, width: int) -> Tensor:
         """How much each place attends to given tokens: mean over heads and layers, [B, height, width].
 
         rows: token positions per batch row. height, width: size of the network's input; coarser layers are
         enlarged to it.
         """
-        picked = [list(row) for row in rows]
-        total = torch.zeros(len(picked), height, width)
+        return self.token_maps([rows], height, width)[0]
+
+    def token_maps(self, concepts: Sequence[Sequence[Sequence[int]]], height: int, width: int) -> Tensor:
+        """The `token_map` of each of K sets of token positions per batch row, [K, B, height, width]."""
+        total = torch.zeros(len(concepts), len(concepts[0]), height, width)
         for path in self.layers:
             maps = self.maps(path).mean(1)  # [B, N, T]
-            column = torch.stack([m[:, row].sum(-1) for m, row in zip(maps, picked, strict=True)]).cpu()
-            shrink = round((height * width / column.shape[-1]) ** 0.5)
-            image = column.reshape(len(picked), 1, height // shrink, width // shrink)
-            enlarged = nn.functional.interpolate(image, (height, width), mode="bilinear", align_corners=False)
-            total += enlarged[:, 0] / len(self.layers)
-        return total
+            columns = torch.stack(
+                [torch.stack([m[:, list(row)].sum(-1) for m, row in zip(maps, rows, strict=True)]) for rows in concepts]
+            ).cpu()
+            shrink = round((height * width / columns.shape[-1]) ** 0.5)
+            images = columns.reshape(*columns.shape[:2], height // shrink, width // shrink)
+            total += nn.functional.interpolate(images, (height, width), mode="bilinear", align_corners=False)
+        return total / len(self.layers)

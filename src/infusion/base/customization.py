@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor, nn
 
 from infusion.base.denoiser import Conditioning
-from infusion.base.edits import swap_parameter, wrap_module
+from infusion.base.edits import all_or_nothing, swap_parameter, wrap_module
 from infusion.base.streams import TwinStreams, ValueResiduals
 from infusion.base.token_vectors import ALL_LAYERS, TextReader, TokenVectors
 from infusion.errors import UserError
@@ -27,10 +27,6 @@ class Edit(Protocol):
     def scaled(self, weight: float) -> "Edit":
         """The edit, acting `weight` times as strongly; UserError where it is all or nothing."""
         ...
-
-
-def all_or_nothing(weight: float) -> UserError:
-    return UserError(f"A weight of {weight:g} needs a method that adds to values, such as infusion; give 1 or 0.")
 
 
 @dataclass(frozen=True)
@@ -128,6 +124,8 @@ class Strengthened:
         self.words = customization.words
         self.spoken = customization.spoken
         self.weight = weight
+        if (method := getattr(customization, "method", None)) is not None:
+            self.method = method
 
     def check_fits(self, base: "Base") -> None:
         self.customization.check_fits(base)
@@ -211,6 +209,14 @@ class Customized:
             yield
 
 
+def check_names(adapters: Sequence[Customization]) -> list[str]:
+    """The names of the concepts; UserError where two share one."""
+    names = [adapter.concept_name for adapter in adapters]
+    if len(set(names)) < len(names):
+        raise UserError(f"Two concepts share a name among: {', '.join(names)}; train one under another name.")
+    return names
+
+
 @contextmanager
 def attached(base: "Base", adapters: Sequence[Customization]) -> Iterator[Customized]:
     """The adapters' edits, on the live network for the length of the block.
@@ -219,9 +225,7 @@ def attached(base: "Base", adapters: Sequence[Customization]) -> Iterator[Custom
         UserError: two concepts share a name, both bring a whole weight of their own for one place, or their kinds of
             edits exclude each other; or an adapter edits layers that the base lacks.
     """
-    names = [adapter.concept_name for adapter in adapters]
-    if len(set(names)) < len(names):
-        raise UserError(f"Two concepts share a name among: {', '.join(names)}; train one under another name.")
+    names = check_names(adapters)
     edits: list[Edit] = []
     for adapter in adapters:
         adapter.check_fits(base)

@@ -23,6 +23,11 @@ def bare(network: nn.Module) -> nn.Module:
     return network
 
 
+def all_or_nothing(weight: float) -> UserError:
+    """For an edit that cannot act more or less strongly."""
+    return UserError(f"A weight of {weight:g} needs a method that adds to values, such as infusion; give 1 or 0.")
+
+
 @contextmanager
 def hook_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """`module` returns `change(output)` instead of its output."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from infusion.base.customization import Customization, attached
 from infusion.base.denoiser import Conditioning, Denoiser
 from infusion.base.families import Family, StableDiffusion, TextLayer, family_of, unwrapped
-from infusion.base.noise_schedule import noise_schedule
+from infusion.base.noise_schedule import noise_schedule, schedule_facts
 from infusion.base.prompts import parse_prompt
 from infusion.base.single_file import is_single_file, load_single_file
 from infusion.errors import UserError, first_line
@@ -180,7 +180,7 @@ class Base:
 
     def digest(self) -> str:
         """A hash of every weight and of the noise schedule, 16 hexadecimal digits: for results that depend on all."""
-        schedule = json.dumps(dict(self.noise_schedule.config), sort_keys=True, default=str)
+        schedule = json.dumps(schedule_facts(self.noise_schedule), sort_keys=True, default=str)
         digest = hashlib.sha256(schedule.encode())
         for part in self._parts:
             for name, tensor in sorted(part.state_dict().items()):

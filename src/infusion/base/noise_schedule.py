@@ -38,6 +38,12 @@ def noise_schedule(scheduler: Any) -> DDPMScheduler | FlowSchedule:
     return DDPMScheduler.from_config(config)
 
 
+def schedule_facts(schedule: DDPMScheduler | FlowSchedule) -> dict[str, Any]:
+    """What a schedule is, for digests: the same in every process, whatever order diffusers lists its defaults in."""
+    facts = dict(schedule.config)
+    return {name: sorted(value) if name == "_use_default_values" else value for name, value in facts.items()}
+
+
 def training_timesteps(schedule: Any, drawn: Tensor) -> Tensor:
     """Timesteps [B] for whole numbers [B] drawn uniformly from 0 to num_train_timesteps - 1."""
     if schedule.config.prediction_type != FLOW:

@@ -66,5 +66,5 @@ def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
 def directions(attention: Any, vectors: Tensor) -> Tensor:
     """Residuals [C, W] as each head's share of the output projection turns them: [C, H, D]."""
     output = attention.to_out[0].weight  # [D, W]
-    by_head = (states.unflatten(-1, (attention.heads, -1)) for states in (output, vectors.to(output.dtype)))
+    by_head = (states.unflatten(-1, (attention.heads, -1)) for states in (output, vectors.to(output)))
     return einsum("dhw,chw->chd", *by_head)

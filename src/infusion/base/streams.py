@@ -112,8 +112,8 @@ class _Enough(Exception):
 class TwinStreams:
     """Runs a network with value residuals. `rows` says which concepts each row of the next batch names, and where.
 
-    among_others: a batch may hold other rows too, such as the unconditional ones of guidance; then `text_states`
-    [B, T, C] say which are the `rows`, and `found`, whether any were.
+    of_prompts: for every block of a batch, each as long as `rows`, whether it is these rows; a pipeline's batch holds
+    others too, such as the unconditional ones of guidance. None where it holds nothing else.
     released: rows that name a concept have maps of their own, and no foundation beside them: one pass for all rows.
     """
 
@@ -122,8 +122,8 @@ class TwinStreams:
         self.network = network
         self.residuals = {residual.concept: residual for residual in residuals}
         self.rows: Sequence[ConceptTokens] = ()
-        self.text_states: Tensor | None = None
-        self.among_others = self.found = self.released = False
+        self.of_prompts: Sequence[bool] | None = None
+        self.released = False
         self._layers = family.text_layers(network)
         edited = {path for residual in residuals for path in (*residual.vectors, *residual.key_vectors)}
         self._edited = [path for path in self._layers if path in edited]
@@ -190,7 +190,7 @@ class TwinStreams:
         text_states = inputs["encoder_hidden_states"]
         ours = [sorted(tokens.keys() & self.residuals.keys()) for tokens in self.rows]
         named = [row for row, concepts in enumerate(ours) if concepts]
-        of_prompts = self._blocks(batch_size, text_states)
+        of_prompts = self.of_prompts or [True] * num_blocks(batch_size, len(self.rows))
         if not named or not any(of_prompts):
             return None
         borrowing = {row: self._borrows(row, ours[row]) for row in named}
@@ -221,14 +221,6 @@ class TwinStreams:
             tokens=there(tokens),
             in_rank_form=self._in_rank_form(concepts) if all(borrows) and self._trains_only_residuals(inputs) else [],
         )
-
-    def _blocks(self, batch_size: int, text_states: Tensor) -> list[bool]:
-        """For every block of the batch, each as long as `rows`, whether it is told the prompts."""
-        if not self.among_others:
-            return [True] * num_blocks(batch_size, len(self.rows))
-        theirs = blocks_of_prompts(text_states, self.text_states, len(self.rows))
-        self.found |= any(theirs)
-        return theirs
 
     def _borrows(self, row: int, concepts: Collection[str]) -> bool:
         if self.released:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from infusion.base.cross_attention import cross_attentions
 from infusion.base.denoiser import Conditioning
-from infusion.base.edits import hook_input, hook_output
+from infusion.base.edits import all_or_nothing, hook_input, hook_output
 from infusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class TokenVectors:
         yield
 
     def scaled(self, weight: float) -> "TokenVectors":
-        raise UserError(f"A weight of {weight:g} needs a method that adds to values, such as infusion; give 1 or 0.")
+        raise all_or_nothing(weight)
 
 
 class TextReader:
@@ -121,5 +121,5 @@ class TextReader:
                     continue
                 at = torch.tensor(tokens[concept], device=embeddings.device)
                 mentions = vectors.repeat(len(at) // len(vectors), 1)
-                embeddings = embeddings.index_put((torch.full_like(at, row), at), mentions.to(embeddings.dtype))
+                embeddings = embeddings.index_put((torch.full_like(at, row), at), mentions.to(embeddings))
         return embeddings

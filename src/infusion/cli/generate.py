@@ -11,10 +11,10 @@ from infusion.cli.options import (
     BASES,
     BaseConfigOption,
     DeviceOption,
-    check_choice,
     load_base_on,
 )
 from infusion.errors import UserError, all_at_once, noting
+from infusion.generation.composers import COMPOSERS
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -55,7 +55,9 @@ def generate(
     ] = None,
     composer: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="How several concepts act in one image: together, masked-noise."),
+        typer.Option(
+            metavar="NAME", help=f"How several concepts act in one image: {', '.join(COMPOSERS)}. [default: together]"
+        ),
     ] = None,
     any_base: Annotated[
         bool, typer.Option("--any-base", help="Accept concepts trained on another base with the same layers.")
@@ -77,14 +79,13 @@ def generate(
         check_writable(output_dir / "grid.png")
 
     from infusion.base.prompts import parse_prompt
-    from infusion.generation.composers import COMPOSERS
+    from infusion.generation.pipeline import composer_of
     from infusion.methods.adapter_file import read_adapter_file, restored
 
     read = []
     made_on: list[str] = []
     with noting(mistakes):
-        if composer is not None:
-            check_choice("composer", composer, COMPOSERS)
+        composer_of(composer, 1.0 if lock_until is None else lock_until)
     class_nouns: dict[str, str] = {}
     for path in files:
         with noting(mistakes):

@@ -3,15 +3,12 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typer.core import TyperCommand
 
 from infusion.cli.options import check_choice
 from infusion.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 DEFAULT_METHOD = "infusion"
 

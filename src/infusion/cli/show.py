@@ -2,12 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    pass
 
 
 def show(
@@ -18,11 +15,12 @@ def show(
     from infusion.hub import adapter_path
     from infusion.methods.adapter_file import read_adapter_file
 
-    about, tensors = read_adapter_file(file)
+    path = adapter_path(file)
+    about, tensors = read_adapter_file(path)
     norms = {name: round(float(tensor.float().norm()), 6) for name, tensor in tensors.items()}
     facts = about | {
         "num_parameters": about.get("num_parameters", sum(tensor.numel() for tensor in tensors.values())),
-        "bytes": adapter_path(file).stat().st_size,
+        "bytes": path.stat().st_size,
         "norms": norms,
     }
     if as_json:

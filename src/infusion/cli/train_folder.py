@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from infusion.base import Base
+    from infusion.concepts.concept import Concept
     from infusion.concepts.list import Listed
+    from infusion.methods.adapter import Adapter
     from infusion.methods.method import Method
     from infusion.training.loop import Progress
     from infusion.training.settings import TrainingSettings
@@ -49,7 +51,7 @@ def train_folder(options: TrainOptions, read_settings: ReadSettings) -> None:
     concepts: Sequence[Listed] = ()
     with noting(mistakes):
         method, training = read_settings()
-        if not method.trains_together:
+        if not (method.trains_together or method.learns_jointly):
             raise UserError(
                 f"{method.name} trains one concept at a time: give one of the folders in {folder}, or leave --method "
                 "out."
@@ -126,6 +128,8 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.waiting = [one for one in self.concepts if not (self.resume and self.path(str(one.name)).exists())]
+        if self.waiting and self.method.learns_jointly:
+            self.waiting = list(self.concepts)
         self._joined: dict[str, float] = {}
 
     def path(self, name: str) -> Path:
@@ -136,7 +140,8 @@ class _Run:
         from infusion.terminal import progress_bar
         from infusion.training.together import train_together
 
-        steps = train_together(base, self._jobs(base), concepts_per_batch)
+        at_once = len(self.waiting) if self.method.learns_jointly else concepts_per_batch
+        steps = train_together(base, self._jobs(base), at_once)
         pace = _Pace(len(self.waiting), self.method.max_train_steps)
         with terminable(), progress_bar(console, "Learning") as advance, closing(steps):
             for job, now in steps:
@@ -151,23 +156,30 @@ class _Run:
                 advance(len(self.files) + len(self.mistakes), len(self.waiting), pace.told())
 
     def _jobs(self, base: "Base") -> "Iterator[Job]":
-        """Pictures are read when there is room for them."""
+        """Images are read when there is room for them; of concepts that are learnt jointly, all at once."""
+        if self.method.learns_jointly:
+            concepts = [self._concept(base, listed) for listed in self.waiting]
+            yield from map(self._job, concepts, self.method.adapters(base, concepts))
+            return
+        for listed in self.waiting:
+            with noting(self.mistakes, f"<{listed.name}>: "):
+                concept = self._concept(base, listed)
+                yield self._job(concept, self.method.adapter(base, concept))
+
+    def _concept(self, base: "Base", listed: "Listed") -> "Concept":
+        concept = listed.load()
+        for warning in concept.warnings:
+            print(f"warning: <{concept.name}>: {warning}", file=sys.stderr)
+        return find_masks(concept, base, self.segmenter) if self.method.masked_loss else concept
+
+    def _job(self, concept: "Concept", adapter: "Adapter") -> "Job":
         from infusion.training.together import Job
 
-        for listed in self.waiting:
-            checkpoint = self.path(str(listed.name)).with_suffix(".checkpoint.safetensors")
-            if not self.resume:
-                checkpoint.unlink(missing_ok=True)
-            with noting(self.mistakes, f"<{listed.name}>: "):
-                concept = listed.load()
-                for warning in concept.warnings:
-                    print(f"warning: <{concept.name}>: {warning}", file=sys.stderr)
-                if self.method.masked_loss:
-                    concept = find_masks(concept, base, self.segmenter)
-                adapter = self.method.adapter(base, concept)
-                self._joined[concept.name] = time.monotonic()
-                job = Job(adapter, concept, self.settings, checkpoint, self.crop)
-                yield job
+        checkpoint = self.path(concept.name).with_suffix(".checkpoint.safetensors")
+        if not self.resume:
+            checkpoint.unlink(missing_ok=True)
+        self._joined[concept.name] = time.monotonic()
+        return Job(adapter, concept, self.settings, checkpoint, self.crop)
 
     def _finish(self, base: "Base", job: "Job") -> None:
         from infusion.methods.adapter_file import save_adapter

@@ -1,6 +1,5 @@
 """A diffusers pipeline + adapters -> the same pipeline, whose prompts may name concepts."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from inspect import signature
@@ -76,14 +75,14 @@ class CustomizedPipeline:
         base = Base.from_pipeline(self.pipeline)
         loaded = adapter if isinstance(adapter, Adapter) else load_adapter(adapter, base, self.any_base)
         if adapter_name is not None:
-            loaded = copy.copy(loaded)
-            loaded.concept_name = checked_name(adapter_name)
+            loaded = loaded.renamed(checked_name(adapter_name))
         name = loaded.concept_name
         if name in self.adapters:
             raise UserError(
                 f"Two concepts share a name: <{name}> is loaded already; unload it, or give another adapter_name."
             )
-        together(base, [*self.adapters.values(), loaded])
+        with attached(base, together(base, [*self.adapters.values(), loaded])):
+            pass  # they go together
         self.adapters[name] = loaded
         self.weights[name] = 1.0
 
@@ -184,7 +183,7 @@ class CustomizedPipeline:
         acting = [adapter.to(base.device) for name, adapter in self.adapters.items() if self.weights[name]]
         weights = {id(self.adapters[name]): weight for name, weight in self.weights.items()}
         return [
-            Strengthened(adapter, weights.get(id(adapter), 1.0)) if id(adapter) in weights else adapter
+            Strengthened(adapter, weights[id(adapter)]) if id(adapter) in weights else adapter
             for adapter in together(base, acting)
         ]
 
@@ -321,27 +320,22 @@ class _Called:
         states = inputs["encoder_hidden_states"]
         theirs = blocks_of_prompts(states, self.heard.states, self.num_rows)
         self.found |= any(theirs)
-        own = self.heard.states
+        if self.denoiser.texts:
+            self.denoiser.texts.give_by_layer({})
         if self.denoiser.texts and any(theirs):
-            own = self._read_states(states)
-            inputs["encoder_hidden_states"] = self._instead(states, own, theirs)
-            by_layer = self._own_words(states).states_by_layer
-            self.denoiser.texts.give_by_layer(
-                {path: self._instead(states, layer.to(states), theirs) for path, layer in by_layer.items()}
-            )
+            read = self._own_words(states)
+            inputs["encoder_hidden_states"] = self._instead(states, read.text_states, theirs)
+            by_layer = {path: self._instead(states, own, theirs) for path, own in read.states_by_layer.items()}
+            self.denoiser.texts.give_by_layer(by_layer)
         if self.denoiser.streams:
-            self.denoiser.streams.among_others = True
-            self.denoiser.streams.text_states = own
+            self.denoiser.streams.of_prompts = theirs
         return original(**inputs)
 
     @staticmethod
     def _instead(states: Tensor, own: Tensor, theirs: Sequence[bool]) -> Tensor:
         """The batch's states, with `own` in the place of the prompts' blocks."""
         blocks = states.chunk(len(theirs))
-        return torch.cat([own if theirs[n] else block for n, block in enumerate(blocks)])
-
-    def _read_states(self, states: Tensor) -> Tensor:
-        return self._own_words(states).text_states.to(states)
+        return torch.cat([own.to(states) if theirs[n] else block for n, block in enumerate(blocks)])
 
     def _own_words(self, states: Tensor) -> Conditioning:
         """What the text model makes of the prompts with the concepts' own words; read once."""

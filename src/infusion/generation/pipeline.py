@@ -10,11 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from infusion.base import Base, Conditioning
-from infusion.base.customization import Named
+from infusion.base.customization import Named, check_names
 from infusion.base.latents import decode_latents
 from infusion.base.prompts import parse_prompt
 from infusion.errors import UserError, nearest
-from infusion.generation.composers import COMPOSERS, Composer
+from infusion.generation.composers import COMPOSERS
+from infusion.generation.composers.composer import Composer
 from infusion.generation.composers.together import Together
 from infusion.generation.guidance import Guided
 from infusion.generation.sampling import sample, seeded_noise
@@ -68,10 +69,11 @@ def sample_prompts(
             negative prompt; lock_until is no share; there is no such composer; there are lists of seeds for more
             prompts or fewer.
     """
-    composing = _composer(composer, lock_until)
+    composing = composer_of(composer, lock_until)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if guidance_scale is None:
         guidance_scale = base.family.default_guidance_scale(base.pipeline)
+    check_names(adapters)
     words = {name: words for adapter in adapters for name, words in adapter.spoken.items()}
     conditioning = base.encode(prompts, words)
     unconditional = base.encode_negative([parse_prompt(negative_prompt, words).text])
@@ -106,7 +108,8 @@ def _with_guidance(base: Base, conditioning: Conditioning, scale: float, negativ
     return replace(conditioning, guidance_scale=torch.full([len(conditioning)], scale, device=base.device))
 
 
-def _composer(composer: str | Composer | None, lock_until: float) -> Composer:
+def composer_of(composer: str | Composer | None, lock_until: float = 1.0) -> Composer:
+    """The composer of a name; UserError where there is none, or it cannot release the lock."""
     if composer is None or composer == "together":
         return Together(lock_until)
     if lock_until != 1:

@@ -1,5 +1,6 @@
 """Adapter: what a method learns of one concept, as tensors, and how these edit a base."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,12 @@ class Adapter(nn.Module, ABC):
         self.method = method
         self.concept_name = concept_name
         self.class_noun = class_noun
+
+    def renamed(self, concept_name: str) -> "Adapter":
+        """The same adapter, whose concept prompts call otherwise; tensors are shared."""
+        renamed = copy.copy(self)
+        renamed.concept_name = concept_name
+        return renamed
 
     @property
     def words(self) -> str:

@@ -1,6 +1,7 @@
 """A base -> the text states it usually reads: what closed-form methods measure their own directions against."""
 
-from functools import lru_cache
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -13,10 +14,14 @@ _AT_ONCE = 128
 _RIDGE = 1e-3  # of the mean of the diagonal
 
 
-@lru_cache(maxsize=1)
+_METRICS: WeakKeyDictionary[Any, Tensor] = WeakKeyDictionary()  # by text model, for as long as that is there
+
+
 def text_metric(base: Base) -> Tensor:
     """C^-1 [C, C] of the text states that prompts usually have: what closed-form methods measure with."""
-    return inverse_second_moment(typical_states(base))
+    if base.text_encoder not in _METRICS:
+        _METRICS[base.text_encoder] = inverse_second_moment(typical_states(base))
+    return _METRICS[base.text_encoder]
 
 
 @torch.no_grad()

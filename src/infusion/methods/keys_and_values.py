@@ -3,7 +3,8 @@
 Adapters of several concepts are merged in closed form (arXiv 2212.04488).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,13 +15,45 @@ from infusion.base.customization import Edit, Merged, SwappedParameters
 from infusion.base.edits import bare
 from infusion.base.model import Base
 from infusion.base.token_vectors import ALL_LAYERS, TextReader, TokenVectors
+from infusion.concepts.concept import Concept
 from infusion.errors import UserError
-from infusion.methods.adapter import Adapter, embeddings_of
+from infusion.methods.adapter import Adapter, embeddings_of, load_tensors
 from infusion.methods.closed_form import sentence_ends, text_metric
-from infusion.methods.method import RareTokenMethod
+from infusion.methods.method import PriorPreservingMethod, RareTokenMethod
+from infusion.settings import setting
 
 _VECTORS = "rare_token_vectors"
 _LIKE_STATES = 1e-3  # singular value, as a share of the largest, below which states are taken to be alike
+
+
+@dataclass(frozen=True)
+class KeysAndValuesMethod(PriorPreservingMethod):
+    """Of a method that learns these tensors; its adapters merge in closed form. Defaults: Custom Diffusion's steps and
+    its learning rate after scaling."""
+
+    learning_rate: float = setting(8e-5, help="AdamW's learning rate.", above=0)
+    max_train_steps: int = setting(250, help="Optimiser steps.", minimum=1)
+
+    def adapter(self, base: Base, concept: Concept) -> "KeysAndValuesAdapter":
+        return self.fresh(base, concept.name, concept.class_noun)
+
+    def fresh(self, base: Base, concept_name: str, class_noun: str) -> "KeysAndValuesAdapter":
+        return KeysAndValuesAdapter(self, concept_name, class_noun, base)
+
+    def num_parameters(self, base: Base, class_noun: str) -> int:
+        """Both weights of every layer, and the rare token's vectors: 19.2 million on Stable Diffusion 1.5."""
+        weights = sum(weight.numel() for weight in keys_and_values(base).values())
+        return weights + embeddings_of(base, self.rare_token).numel()
+
+    def restored(
+        self, base: Base, tensors: Mapping[str, Tensor], concept_name: str, class_noun: str
+    ) -> "KeysAndValuesAdapter":
+        return load_tensors(self.fresh(base, concept_name, class_noun), tensors, base)
+
+    @classmethod
+    def merge(cls, base: Base, adapters: Sequence["KeysAndValuesAdapter"]) -> Sequence[Merged]:
+        """The concepts on one set of weights."""
+        return [merged(base, adapters)]
 
 
 class KeysAndValuesAdapter(Adapter):

@@ -171,8 +171,9 @@ class _GatedRankOne(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         output = self.projection(states)
-        gate = torch.sigmoid((states.float() @ self.direction - self.bias) / self.temperature)
-        return output + (gate[..., None] * self.change).to(output.dtype)
+        direction, change = self.direction.to(states.device), self.change.to(states.device)
+        gate = torch.sigmoid((states.float() @ direction - self.bias) / self.temperature)
+        return output + (gate[..., None] * change).to(output.dtype)
 
 
 def _weight(projection: Any) -> Tensor:

@@ -58,6 +58,10 @@ class TextualInversionAdapter(Adapter):
         super().__init__(method, concept_name, class_noun)
         self.register_parameter(f"<{concept_name}>", nn.Parameter(vectors))
 
+    def renamed(self, concept_name: str) -> "TextualInversionAdapter":
+        """Its tensor is called by the concept, and is renamed too."""
+        return TextualInversionAdapter(self.method, concept_name, self.class_noun, self.vectors.data)  # type: ignore[arg-type]
+
     @property
     def diffusers_words(self) -> str:
         return f"<{self.concept_name}>"
@@ -67,6 +71,8 @@ class TextualInversionAdapter(Adapter):
         return next(self.parameters())
 
     def check_fits(self, base: Base) -> None:
+        if base.text_encoder is None:
+            raise UserError(f"<{self.concept_name}> has words of its own, and this pipeline has no text model.")
         width = base.text_encoder.get_input_embeddings().embedding_dim
         if self.vectors.shape[1] != width:
             raise UserError(

@@ -16,6 +16,7 @@ from infusion.base import Base
 from infusion.base.customization import Edited
 from infusion.base.denoising import Batch, denoising_loss
 from infusion.base.frozen_convolutions import lean_convolutions
+from infusion.base.noise_schedule import schedule_facts
 from infusion.base.prompts import class_prompt
 from infusion.concepts.concept import Concept
 from infusion.concepts.masks import SubjectMask, subject_masks
@@ -283,7 +284,7 @@ def _identity(
     """
     facts = {
         "base": base.fingerprint(),
-        "noise_schedule": dict(base.noise_schedule.config),
+        "noise_schedule": schedule_facts(base.noise_schedule),
         "dtype": str(base.dtype),
         "concept": [adapter.concept_name, adapter.class_noun, concept.captions],
         "method": [adapter.method.name, asdict(adapter.method)],

@@ -82,10 +82,12 @@ def _learner(base: Base, job: Job, others: Sequence[Job]) -> Learner:
             f"{method.name} changes the network for all rows of a batch, so that its concepts are trained one by one: "
             f"train <{name}> alone, or by infusion."
         )
-    if any(other.adapter.method != method for other in others) and method.learns_jointly:
-        raise UserError(
-            f"{method.name} learns its concepts jointly, with one set of settings: give all of them the same."
-        )
+    if not method.learns_jointly and type(job.adapter).loss is not Adapter.loss:
+        raise UserError(f"{method.name} has a loss of its own, which is not one of rows: train <{name}> alone.")
+    methods = [method, *(other.adapter.method for other in others)]
+    if any(one.learns_jointly for one in methods) and any(one != method for one in methods):
+        names = ", ".join(dict.fromkeys(one.name for one in methods))
+        raise UserError(f"Concepts that are learnt jointly have one method and one set of settings; here are: {names}.")
     if any(other.adapter.concept_name == name for other in others):
         raise UserError(f'Two concepts that are trained together are called "{name}"; give one another name.')
     return Learner(base, job.adapter, job.concept, job.settings, job.checkpoint_path, crop=job.crop)
@@ -136,7 +138,7 @@ def _backward(base: Base, learners: Sequence[Learner], draws: Sequence[Drawn]) -
         if method.learns_jointly:
             losses = method.joint_loss(base, denoiser, adapters, batches).expand(len(learners)) / len(learners)
         else:
-            errors = squared_error(base, denoiser, Batch.joined(batches), method.masked_loss)
+            errors = squared_error(base, denoiser, Batch.joined(batches))
             losses = torch.stack([error.mean() for error in errors.split([len(batch.latents) for batch in batches])])
         accumulated = [learner.settings.gradient_accumulation_steps for learner in learners]
         losses = losses / torch.tensor(accumulated, device=losses.device)

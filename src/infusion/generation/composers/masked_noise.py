@@ -4,7 +4,7 @@ The masks are the base's attention to the words of each concept, in the step its
 half of its largest value, and above every other concept's. A step costs one pass for the base and one for each concept.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from infusion.base import Base, Conditioning
-from infusion.base.cross_attention import AttentionRecorder
-from infusion.base.customization import Named
+from infusion.base.cross_attention import AttentionRecorder, cross_attentions
+from infusion.base.customization import Edited, Named
+from infusion.base.prompts import ConceptTokens
 from infusion.errors import UserError
 
 _SHARPNESS = 10.0  # of the soft edge of a mask, in units of its map's largest value
@@ -22,26 +23,26 @@ _SHARPNESS = 10.0  # of the soft edge of a mask, in units of its map's largest v
 
 @dataclass
 class MaskedNoise:
-    """The base and the adapters that are named; none is applied between two calls."""
+    """The base, and each adapter's edits with the names of its concepts; none is applied between two calls."""
 
     base: Base
-    adapters: Sequence[Named]
+    edited: Sequence[tuple[Edited, Collection[str]]]
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         mask = conditioning.attention_mask if self.base.family.masks_text else None
         with AttentionRecorder(self.base.network, mask) as recorder:
             prediction = self.base.predict(noisy_latents, timesteps, conditioning)
-        if not self.adapters:
+        if not self.edited:
             return prediction
-        maps = torch.stack([self._map(recorder, adapter, conditioning, noisy_latents) for adapter in self.adapters])
-        masks = concept_masks(maps).to(prediction)  # [K, B, 1, H, W]
+        named = [[_tokens(row, names) for row in conditioning.concept_tokens] for _, names in self.edited]
+        masks = concept_masks(recorder.token_maps(named, *noisy_latents.shape[-2:])).to(prediction)  # [K, B, 1, H, W]
         changes = torch.zeros_like(prediction)
-        for adapter, own in zip(self.adapters, masks, strict=True):
-            rows = [n for n, tokens in enumerate(conditioning.concept_tokens) if tokens.keys() & adapter.spoken.keys()]
+        for (edits, _), tokens, own in zip(self.edited, named, masks, strict=True):
+            rows = [row for row, there in enumerate(tokens) if there]
             if rows:
                 at = torch.tensor(rows, device=prediction.device)
                 steps = timesteps[at] if timesteps.ndim else timesteps
-                with self.base.customized(adapter) as denoiser:
+                with self.base.customized(edits) as denoiser:
                     found = denoiser.predict(noisy_latents[at], steps, conditioning.rows(rows))
                 changes = changes.index_add(0, at, own[at] * (found - prediction[at]))
         return prediction + changes
@@ -49,14 +50,10 @@ class MaskedNoise:
     def before_step(self, latents: Tensor, timestep: Tensor, done: float) -> Tensor:
         return latents
 
-    @staticmethod
-    def _map(recorder: AttentionRecorder, adapter: Named, conditioning: Conditioning, latents: Tensor) -> Tensor:
-        """The base's attention to what names the adapter's concepts, [B, H, W]; 0 in rows that do not."""
-        named = [
-            [at for concept in tokens.keys() & adapter.spoken.keys() for at in tokens[concept]]
-            for tokens in conditioning.concept_tokens
-        ]
-        return recorder.token_map(named, *latents.shape[-2:])
+
+def _tokens(row: ConceptTokens, names: Collection[str]) -> list[int]:
+    """Where a row names one of these concepts."""
+    return [at for concept in row if concept in names for at in row[concept]]
 
 
 def concept_masks(maps: Tensor) -> Tensor:
@@ -75,9 +72,15 @@ class _MaskedNoise:
     ) -> Iterator[MaskedNoise]:
         if conditions:
             raise UserError(f"The composer masked-noise takes no conditions, and {len(conditions)} were given.")
+        if not cross_attentions(base.network):
+            raise UserError(
+                f'In "{base.id}" image and text attend jointly, so its attention cannot say where a concept is: the '
+                "composer masked-noise is for models with cross-attention."
+            )
         for adapter in adapters:
             adapter.check_fits(base)
-        yield MaskedNoise(base, adapters)
+        edited = [(Edited(one.concept_name, one.edits(base)), one.spoken.keys()) for one in adapters]
+        yield MaskedNoise(base, edited)
 
 
 COMPOSER = _MaskedNoise()

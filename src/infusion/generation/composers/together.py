@@ -11,6 +11,8 @@ from infusion.base import Base, Conditioning, attached
 from infusion.base.customization import Customized, Named
 from infusion.errors import UserError
 
+_INSTEAD = 'infusion.generate(..., composer="masked-noise") lets each act in its own place.'
+
 
 @dataclass
 class Lock:
@@ -58,26 +60,30 @@ def together(base: Base, adapters: Sequence[Any]) -> Sequence[Any]:
         UserError: one is of a method that changes the network for all words, beside one of another; or of a method that
             cannot compose.
     """
+    alone = [adapter for adapter in adapters if not hasattr(adapter, "method")]  # words, or what was merged already
     if len(adapters) < 2:
         return adapters
     by_method: dict[Any, list[Any]] = {}
     for adapter in adapters:
-        by_method.setdefault(type(adapter.method), []).append(adapter)
+        adapter.check_fits(base)
+        if adapter not in alone:
+            by_method.setdefault(type(adapter.method), []).append(adapter)
     whole = [method for method in by_method if not method.own_tokens_only]
     if len(by_method) > 1 and whole:
-        names = ", ".join(f"<{adapter.concept_name}> ({adapter.method.name})" for adapter in adapters)
+        named = [adapter for own in by_method.values() for adapter in own]
+        names = ", ".join(f"<{adapter.concept_name}> ({adapter.method.name})" for adapter in named)
         raise UserError(
             f"These concepts are of several methods: {names}; {whole[0].name} changes the network for every word, the "
-            "others' too. Draw them with the composer masked-noise, or concepts of one method."
+            f"others' too. {_INSTEAD}"
         )
     for method, own in by_method.items():
         if len(own) > 1 and not method.composes:
             names = ", ".join(f"<{adapter.concept_name}>" for adapter in own)
             raise UserError(
-                f"{names} are of {method.name}, which knows one concept at a time: draw them one by one, or with the "
-                "composer masked-noise."
+                f"{names} are of {method.name}, which knows one concept at a time: draw them one by one. {_INSTEAD}"
             )
-    return [one for method, own in by_method.items() for one in (method.merge(base, own) if len(own) > 1 else own)]
+    merged = [one for method, own in by_method.items() for one in (method.merge(base, own) if len(own) > 1 else own)]
+    return [*alone, *merged]
 
 
 COMPOSER = Together()
