@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = (
     "from diffusers import PNDMScheduler\n"
     "from infusion.base.noise_schedule import noise_schedule, schedule_facts\n"
@@ -12,6 +14,7 @@ SCRIPT = (
 )
 
 
+@pytest.mark.slow
 def test_facts_do_not_depend_on_the_process() -> None:
     """diffusers lists the settings that were left at their defaults in the order of a set."""
     printed = {
@@ -22,6 +25,6 @@ def test_facts_do_not_depend_on_the_process() -> None:
             text=True,
             check=True,
         ).stdout
-        for seed in (1, 2, 3)
+        for seed in (1, 2)
     }
     assert len(printed) == 1 and "_use_default_values" in printed.pop()
