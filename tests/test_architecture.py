@@ -92,6 +92,11 @@ def test_the_readme_shows_the_rooms() -> None:
     assert floor_of == sorted(floor_of)
 
 
+def test_lines_of_the_readme_can_be_read() -> None:
+    lines = (SOURCE.parents[1] / "README.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if len(line) >= 200] == []
+
+
 MAX_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS = 400, 60, 8
 # What is larger than the rest, by name. Typer's commands may have as many parameters as a command has options.
 LARGE = {

@@ -26,7 +26,7 @@ def folder(tmp_path, content) -> Path:
     (root / "pictures").mkdir(parents=True)
     (root / "adapter.safetensors").write_bytes(content)
     (root / "README.md").write_text("---\ntags:\n- infusion\n---\n# my-cat\n")
-    (root / "pictures" / "01-beach.png").write_bytes(b"a picture")
+    (root / "pictures" / "01-beach.png").write_bytes(b"an image")
     return root
 
 

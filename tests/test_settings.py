@@ -14,7 +14,7 @@ class Recipe:
     layers: Literal["all", "decoder"] = setting("all", help="Which layers learn.")
     learning_rate: float = setting(0.01, help="Step size.", above=0)
     max_train_steps: int = setting(500, help="How long.", minimum=1, maximum=1000)
-    flip: bool = setting(True, help="Mirror pictures.")
+    flip: bool = setting(True, help="Mirror images.")
     warmup: int | None = setting(None, help="Steps of warming up.", minimum=1)
     note: str = setting("", help="Anything.")
 

@@ -1,4 +1,4 @@
-"""Six individuals of different classes, each taught with the default settings -> the pictures in docs/images.
+"""Six individuals of different classes, each taught with the default settings -> the images in docs/images.
 
     python tools/draw_individuals.py
 

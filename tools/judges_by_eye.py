@@ -1,11 +1,11 @@
-"""A hundred generated pictures, labelled by eye -> how far the judges can be trusted on what a model draws.
+"""A hundred generated images, labelled by eye -> how far the judges can be trusted on what a model draws.
 
-    infusion toybox gates -o gates                       draws the pictures
+    infusion toybox gates -o gates                       draws the images
     python tools/judges_by_eye.py sheet --gates gates    puts 100 of them on one sheet, in mixed order
     (two readers apart write labels_first.json and labels_second.json, seeing the sheet and not the captions)
     python tools/judges_by_eye.py score                  compares, and writes benchmarks/by_eye/README.md
 
-Labels are a list of objects, one for each picture, row by row. Their keys, each null where the picture does not
+Labels are a list of objects, one for each image, row by row. Their keys, each null where the image does not
 show it clearly: `classes`, a list of class nouns, of two toys the left or the upper one first; `color` of the first;
 `background`; `style`; `time`; `accessory` of the first, or "none"; `count`; and `relation` of the first to the second:
 "left of", "right of" or "on top of".
@@ -39,7 +39,7 @@ def sheet(args: argparse.Namespace) -> None:
     chosen = [path for some in paths for path in some]
     if len(chosen) < NUM_SINGLE + NUM_PAIRS:
         raise SystemExit(
-            f"error: {args.gates} holds too few pictures. Run `infusion toybox gates -o {args.gates}` first."
+            f"error: {args.gates} holds too few images. Run `infusion toybox gates -o {args.gates}` first."
         )
     random.Random(0).shuffle(chosen)
     pictures = [Image.open(path) for path in chosen]
@@ -63,7 +63,7 @@ def cell(number: int, side: int) -> tuple[int, int]:
 
 
 def numbered(whole: Image.Image, side: int) -> Image.Image:
-    """The sheet for looking at: enlarged, each picture with its number."""
+    """The sheet for looking at: enlarged, each image with its number."""
     large = whole.resize((ENLARGED * whole.width, ENLARGED * whole.height), Image.Resampling.BICUBIC)
     draw, font = ImageDraw.Draw(large), ImageFont.load_default(size=20)
     for number in range(COLUMNS * (whole.height // side)):
@@ -74,7 +74,7 @@ def numbered(whole: Image.Image, side: int) -> Image.Image:
 
 
 def agreement(judges: Judges, pictures: list[Image.Image], labels: list[dict[str, Any]]) -> dict[str, Figure]:
-    """Share of the labels that the judges share, fact by fact, of pictures with a label."""
+    """Share of the labels that the judges share, fact by fact, of images with a label."""
     tensors = [to_tensor(picture)[None] for picture in pictures]
     read = [judges.read(tensor) for tensor in tensors]
 
@@ -129,10 +129,10 @@ def score(args: argparse.Namespace) -> None:
     columns = [(name, reader) for reader in READERS for name in JUDGE_SETS]
     found = [agreement(load_judges(name), pictures, labels[reader]) for name, reader in columns]
     lines = [
-        "# Judges against the eye, on generated pictures",
+        "# Judges against the eye, on generated images",
         "",
-        f"{len(pictures)} pictures that the foundation model drew for held-out captions (`sheet.png`, row by row;",
-        "`captions.json`) were labelled by eye twice, by two readers apart, from the pictures alone",
+        f"{len(pictures)} images that the foundation model drew for held-out captions (`sheet.png`, row by row;",
+        "`captions.json`) were labelled by eye twice, by two readers apart, from the images alone",
         "(`labels_first.json`, `labels_second.json`; null: not clearly to be seen). Below, the share of labels the",
         "judges agree with, its 95%",
         "interval, and the number of such labels. `python tools/judges_by_eye.py score` writes this page.",
@@ -146,8 +146,8 @@ def score(args: argparse.Namespace) -> None:
     lines += [
         "",
         f"The first and the second reader could not say which toys are shown by {' and '.join(unclear)} of the",
-        f"{len(pictures)} pictures; the judges always say something. A share of toys that judges find in generated",
-        "pictures is therefore kinder than the eye.",
+        f"{len(pictures)} images; the judges always say something. A share of toys that judges find in generated",
+        "images is therefore kinder than the eye.",
     ]
     with whole_file(FOLDER / "README.md") as file:
         file.write_text("\n".join(lines) + "\n")

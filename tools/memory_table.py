@@ -1,4 +1,4 @@
-"""Full-size networks, counted and not run -> docs/memory.md: what a training step of one picture holds at its peak.
+"""Full-size networks, counted and not run -> docs/memory.md: what a training step of one image holds at its peak.
 
     python tools/memory_table.py            # writes the table in docs/memory.md
 
@@ -27,7 +27,7 @@ from infusion.methods.infusion import Infusion, InfusionAdapter, residual_widths
 
 PAGE = Path(__file__).parents[1] / "docs" / "memory.md"
 MARK = "<!-- what follows is written by tools/memory_table.py -->"
-HEAD = """| model | picture | precision of the frozen weights | gradient checkpointing | peak, GB |
+HEAD = """| model | image | precision of the frozen weights | gradient checkpointing | peak, GB |
 |---|---|---|---|---|
 """
 NUM_TOKENS = 77
@@ -61,7 +61,7 @@ class Alive(TorchDispatchMode):
 
 
 def peak_gb(name: str, size_px: int, checkpointing: bool) -> float:
-    """Of one optimiser step on one picture, in 10^9 bytes."""
+    """Of one optimiser step on one image, in 10^9 bytes."""
     family, config = next((family, config) for model, family, _, config in MODELS if model == name)
     with FakeTensorMode(), torch.device("cpu"):
         torch.set_default_dtype(torch.float16)

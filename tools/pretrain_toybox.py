@@ -2,7 +2,7 @@
 
 Stages, in order; each keeps its results in the work folder and goes on where it was interrupted:
 
-    data        render pictures                     -> pictures-64/*.safetensors
+    data        render images                     -> images-64/*.safetensors
     vae         train the autoencoder               -> vae-64/
     tokenizer   learn byte-pair merges of captions  -> tokenizer/
     denoiser    train UNet and text encoder jointly -> denoiser-64.pt
@@ -46,15 +46,15 @@ from infusion.toybox.captions import PLACES, article, caption, mentions
 from infusion.toybox.render import render
 from infusion.toybox.scene import CLASSES, COLORS, HELD_OUT_SCENES, TRAINING_SCENES, Scene, sample_scene
 
-SHARD = 1000  # pictures in one file; picture i of shard s has scene seed s * SHARD + i
+SHARD = 1000  # images in one file; image i of shard s has scene seed s * SHARD + i
 NUM_HELD_OUT = 256
 NUM_CAPTIONS = 20_000  # captions the tokenizer learns its merges from
 VOCABULARY = 1000
 MAX_TOKENS = 32
 TEXT_WIDTH = 160
-LATENT_CHANNELS = 8  # with four, as in Stable Diffusion 1, small pictures lose eyes and stripes
+LATENT_CHANNELS = 8  # with four, as in Stable Diffusion 1, small images lose eyes and stripes
 SCALING_FACTOR = 0.18215  # Stable Diffusion's own, so that nothing can rely on it being 1
-UNET_WIDTHS = {64: (64, 128, 192), 128: (128, 256, 384)}  # by picture side in pixels
+UNET_WIDTHS = {64: (64, 128, 192), 128: (128, 256, 384)}  # by image side in pixels
 BATCH_SIZE = {"cpu": 16, "cuda": 256}
 VAE_LEARNING_RATE = 2e-3
 VAE_BATCH_SIZE = {"cpu": 16, "cuda": 64}
@@ -75,13 +75,13 @@ def picture_folder(args: argparse.Namespace) -> Path:
 def shards(args: argparse.Namespace) -> list[Path]:
     found = sorted(picture_folder(args).glob("[0-9]*.safetensors"))
     if not found:
-        raise SystemExit(f"error: no pictures in {picture_folder(args)}. Run the stage `data` first.")
+        raise SystemExit(f"error: no images in {picture_folder(args)}. Run the stage `data` first.")
     return found
 
 
 @cache
 def world() -> str:
-    """Tells one version of the world from another, so that pictures and captions are of the same."""
+    """Tells one version of the world from another, so that images and captions are of the same."""
     return hashlib.sha256(repr([sample_scene(seed) for seed in range(50)]).encode()).hexdigest()
 
 
@@ -93,7 +93,7 @@ def read_shard(path: Path) -> dict[str, Tensor]:
 
 
 def render_shard(path: Path, first_seed: int, count: int, size_px: int, device: str) -> None:
-    """Writes uint8 pictures [count, 3, S, S] of consecutive scene seeds, and each toy's share of every latent."""
+    """Writes uint8 images [count, 3, S, S] of consecutive scene seeds, and each toy's share of every latent."""
     batch = 16 if device == "cpu" else 250
     if device == "cpu":
         torch.set_num_threads(1)
@@ -183,7 +183,7 @@ def autoencoder_loss(vae: AutoencoderKL, pictures: Tensor, generator: torch.Gene
 
 @torch.no_grad()
 def psnr(vae: AutoencoderKL, pictures: Tensor) -> float:
-    """Mean over uint8 pictures [N, 3, S, S], in dB."""
+    """Mean over uint8 images [N, 3, S, S], in dB."""
     values = []
     for some in pictures.split(32):
         target = to_signed(some, vae.device.type)
@@ -209,7 +209,7 @@ def standardise_latents(vae: AutoencoderKL, pictures: Tensor) -> None:
 
 
 def train_vae(args: argparse.Namespace) -> None:
-    """First on crops of 32 pixels, for many cheap steps; in the last fifth of the time on whole pictures."""
+    """First on crops of 32 pixels, for many cheap steps; in the last fifth of the time on whole images."""
     if vae_folder(args).exists() and read_record(vae_folder(args))["seconds"] >= 60 * args.minutes:
         return
     held_out = read_shard(picture_folder(args) / "held_out.safetensors")["images"]
@@ -373,7 +373,7 @@ def encoder_fingerprint(vae: AutoencoderKL) -> str:
 
 @torch.no_grad()
 def encode_shards(args: argparse.Namespace, paths: list[Path]) -> Tensor:
-    """Scaled latents [pictures, 2, C, S/4, S/4], half precision: as drawn, mirrored. Encodes once."""
+    """Scaled latents [images, 2, C, S/4, S/4], half precision: as drawn, mirrored. Encodes once."""
     vae = AutoencoderKL.from_pretrained(vae_folder(args))
     mark = encoder_fingerprint(vae)
     vae.to(args.device, memory_format=torch.channels_last)
@@ -403,7 +403,7 @@ def scene_of(seed: int) -> Scene:
 
 
 def toy_masks(paths: list[Path]) -> Tensor:
-    """Share of every latent that each toy covers, uint8 [pictures, toys, S/4, S/4], as drawn."""
+    """Share of every latent that each toy covers, uint8 [images, toys, S/4, S/4], as drawn."""
     return torch.cat([read_shard(path)["masks"] for path in paths])
 
 
@@ -417,7 +417,7 @@ def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 class NamedToys(NamedTuple):
     """The K caption tokens of a batch that speak of a toy: its noun, colour or pattern."""
 
-    row: Tensor  # [K] picture in the batch
+    row: Tensor  # [K] image in the batch
     token: Tensor  # [K] position in the prompt
     mask: Tensor  # [K, S/4, S/4] where the toy is
 
@@ -461,7 +461,7 @@ class Loss:
     """Error of the predicted velocity, and of where words of toys look.
 
     Toys count `TOY_WEIGHT` times as much as what is behind them: per pixel the best prediction stays the same, but the
-    toys are the hard part. A word counts the less, the less of its picture is left in the noise.
+    toys are the hard part. A word counts the less, the less of its image is left in the noise.
     """
 
     def __init__(self, model: nn.ModuleDict, scheduler: DDIMScheduler):
@@ -480,7 +480,7 @@ class Loss:
 
 
 def draw_timesteps(count: int, generator: torch.Generator) -> Tensor:
-    """Half of them anywhere, half of them rather in the middle, where the picture is decided."""
+    """Half of them anywhere, half of them rather in the middle, where the image is decided."""
     anywhere = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     middle = torch.randn(count, generator=generator).sigmoid()
     share = torch.where(torch.rand(count, generator=generator) < 0.5, anywhere, middle)
@@ -544,7 +544,7 @@ class Batches:
 
 
 class HeldOut:
-    """The loss on pictures of held-out scenes, with fixed captions, noise and (even) timesteps."""
+    """The loss on images of held-out scenes, with fixed captions, noise and (even) timesteps."""
 
     def __init__(self, args: argparse.Namespace, tokenizer: CLIPTokenizer):
         path = picture_folder(args) / "held_out.safetensors"
@@ -757,7 +757,7 @@ def everything(args: argparse.Namespace) -> None:
 def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--workdir", type=Path, default=Path("toybox_run"), help="keeps all results")
-    common.add_argument("--size-px", type=int, choices=sorted(UNET_WIDTHS), default=64, help="picture side")
+    common.add_argument("--size-px", type=int, choices=sorted(UNET_WIDTHS), default=64, help="image side")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     common.add_argument("--device", choices=sorted(BATCH_SIZE), default=device)
     common.add_argument("--threads", type=int, help="CPU threads of this process")
@@ -770,7 +770,7 @@ def parser() -> argparse.ArgumentParser:
         return one
 
     def rendering(one: argparse.ArgumentParser) -> None:
-        one.add_argument("--count", type=int, default=48_000, help="training pictures in all")
+        one.add_argument("--count", type=int, default=48_000, help="training images in all")
         one.add_argument("--workers", type=int, default=1, help="CPU processes; 1: on the device itself")
 
     def starting(one: argparse.ArgumentParser) -> None:
@@ -782,12 +782,12 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--learning-rate", type=float, default=8e-4)
         one.add_argument("--batch-size", type=int, help=f"default: {BATCH_SIZE}")
 
-    rendering(stage("data", data, "render pictures of training scenes, and the held-out ones"))
-    one = stage("vae", train_vae, "train the autoencoder on the pictures there are")
+    rendering(stage("data", data, "render images of training scenes, and the held-out ones"))
+    one = stage("vae", train_vae, "train the autoencoder on the images there are")
     starting(one)
     one.add_argument("--minutes", type=float, default=25, help="training time in all, earlier runs included")
     stage("tokenizer", train_tokenizer, "learn the vocabulary of the captions")
-    one = stage("denoiser", train_denoiser, "train UNet and text encoder on the pictures there are")
+    one = stage("denoiser", train_denoiser, "train UNet and text encoder on the images there are")
     starting(one)
     denoising(one)
     one = stage("export", export, "write the averaged weights of the latest checkpoint as a model folder")

@@ -1,8 +1,8 @@
-"""Full-size networks, counted and not run -> what a training step and a guided picture cost, beside plain calls.
+"""Full-size networks, counted and not run -> what a training step and a guided image cost, beside plain calls.
 
     python tools/step_flops.py
 
-Networks live on the `meta` device, where operations have shapes and no contents. Counted is one picture, one
+Networks live on the `meta` device, where operations have shapes and no contents. Counted is one image, one
 multiplication with its addition as 2 FLOP; and what the graph of a step keeps for the backward pass, without the
 weights, at 2 bytes a number.
 """
@@ -37,7 +37,7 @@ from infusion.methods.infusion.adapter import InfusionAdapter
 
 @dataclass(frozen=True)
 class Case:
-    """A model at a size of picture: the widths of its text states and of its pooled states (0 without)."""
+    """A model at a size of image: the widths of its text states and of its pooled states (0 without)."""
 
     model: str
     size_px: int
@@ -134,7 +134,7 @@ def general_form() -> Iterator[None]:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    print("| model | picture | form | forward | step | kept, MB | guided | locked | released |")
+    print("| model | image | form | forward | step | kept, MB | guided | locked | released |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for case in (SD15, SDXL):
         counted = Counted(case)

@@ -1,7 +1,7 @@
 """Renders of the toybox world -> one set of its judges: fact reader, identity encoder and CLIP.
 
 Every set has seeds of its own, for its scenes, its individuals and its networks. Nothing generated is ever trained on.
-The command renders its pictures once, trains the three networks one after the other, and writes them into the folder
+The command renders its images once, trains the three networks one after the other, and writes them into the folder
 that `infusion.toybox.judges` reads; interrupted, the same command goes on where it stopped. The same script runs on CPU
 and GPU.
 """
@@ -45,8 +45,8 @@ from infusion.toybox.scene import (
 FIRST_SEED = {"a": 300_000, "b": 400_000}  # of scenes and of individuals
 NUM_SCENES = 24_000
 NUM_INDIVIDUALS = 4_500
-VIEWS = 4  # pictures of each individual
-SHARD = 1000  # pictures in one file
+VIEWS = 4  # images of each individual
+SHARD = 1000  # images in one file
 MINUTES = {"facts": 30, "identity": 3, "clip": 6}  # of training on one processor core
 LEARNING_RATES = {"facts": 2e-3, "identity": 2e-3, "clip": 1.5e-3}
 WARM_UP_STEPS = 100
@@ -63,7 +63,7 @@ FOUNDATION_TOKENIZER = judges_dir("a").parent / "foundation" / "tokenizer"
 
 
 def view(seed: int, number: int) -> Scene:
-    """Picture `number` of an individual: another pose, background, style and hour each time."""
+    """Image `number` of an individual: another pose, background, style and hour each time."""
     who = individual(seed, list(CLASSES)[seed % len(CLASSES)])
     backgrounds = random.Random(f"backgrounds {seed}").sample(BACKGROUNDS, VIEWS)
     rng = random.Random(f"view {seed} {number}")
@@ -72,7 +72,7 @@ def view(seed: int, number: int) -> Scene:
 
 
 def render_shard(path: Path, scenes: list[Scene], device: str) -> None:
-    """Writes uint8 pictures [N, 3, 64, 64], and each toy's share of every second pixel [N, 3, 32, 32]."""
+    """Writes uint8 images [N, 3, 64, 64], and each toy's share of every second pixel [N, 3, 32, 32]."""
     batch = 16 if device == "cpu" else 250
     drawn = [render(scenes[i : i + batch], SIZE_PX, device) for i in range(0, len(scenes), batch)]
     images = torch.cat([(one.images * 255).round().to(torch.uint8).cpu() for one in drawn])
@@ -130,9 +130,9 @@ def labels(scenes: list[Scene]) -> dict[str, Tensor]:
 
 
 def augmented(pictures: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """uint8 pictures and masks -> what a generator might have made of them, in [0, 1]; and which are mirrored [B].
+    """uint8 images and masks -> what a generator might have made of them, in [0, 1]; and which are mirrored [B].
 
-    Shifted, and each picture by chance mirrored, lighter or darker, blurred, noisy.
+    Shifted, and each image by chance mirrored, lighter or darker, blurred, noisy.
     """
 
     def draw(low: float, high: float) -> Tensor:
@@ -174,9 +174,9 @@ def segment_loss(logits: Tensor, toys: Tensor, masks: Tensor) -> Tensor:
 
 
 def contrastive_loss(features: Tensor, group: Tensor) -> Tensor:
-    """Supervised contrastive (Khosla et al. 2020, eq. 2): each picture's likeness to the others of its group.
+    """Supervised contrastive (Khosla et al. 2020, eq. 2): each image's likeness to the others of its group.
 
-    features [B, D]; group [B] says which pictures show one individual.
+    features [B, D]; group [B] says which images show one individual.
     """
     unit = F.normalize(features, dim=1)
     itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
@@ -186,7 +186,7 @@ def contrastive_loss(features: Tensor, group: Tensor) -> Tensor:
 
 
 class ClipWithAnswers(nn.Module):
-    """A CLIP, and answers read off its picture features while it is trained: they teach it to look at the toys."""
+    """A CLIP, and answers read off its image features while it is trained: they teach it to look at the toys."""
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
@@ -402,7 +402,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=Path, required=True, help="keeps pictures and checkpoints")
+    parser.add_argument("--workdir", type=Path, required=True, help="keeps images and checkpoints")
     parser.add_argument("--set", choices=JUDGE_SETS, required=True)
     for name, minutes in MINUTES.items():
         text = "training time in all, earlier runs included"

@@ -64,7 +64,7 @@ def lay_out_custom_diffusion() -> None:
 def audit(name: str, case: Case, work: Path) -> None:
     """One audit, by the command line as a person would call it."""
     words = ["audit", str(case.path), "--base", "toybox", "--class-noun", "cat", "--trigger", case.trigger]
-    words += ["--pictures", str(PEERS_DIR / "pictures"), "--scale", str(case.scale), "--device", "cpu"]
+    words += ["--images", str(PEERS_DIR / "pictures"), "--scale", str(case.scale), "--device", "cpu"]
     words += ["-o", str(work / f"{name}.html"), "--json", str(RESULTS_DIR / f"{name}.json")]
     app([*words, "--work-dir", str(work)], standalone_mode=False)
 

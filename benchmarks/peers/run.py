@@ -22,7 +22,7 @@ from typing import Any
 
 from infusion.files import save_png, whole_file
 from infusion.toybox import FOUNDATION_DIR
-from infusion.toybox.concepts import concept_pictures
+from infusion.toybox.concepts import concept_images
 
 HERE = Path(__file__).parent
 FILES_DIR = HERE.parent / "audit" / "files"
@@ -39,7 +39,7 @@ _VERSIONS_OF = ("torch", "diffusers", "transformers", "peft", "accelerate", "pil
 
 def write_pictures(recipe: Mapping[str, Any], work: Path) -> dict[str, str]:
     """The folders of the base and of training pictures, as arguments name them."""
-    images, _ = concept_pictures(recipe["individual"], recipe["num_images"])
+    images, _ = concept_images(recipe["individual"], recipe["num_images"])
     places = {name: work / name for name in ("pictures", "one_picture")}
     for name, kept in (("pictures", images), ("one_picture", images[:1])):
         shutil.rmtree(places[name], ignore_errors=True)

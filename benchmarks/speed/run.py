@@ -29,7 +29,7 @@ from models import NAMES, model_dir, size_px
 from turns import Clock
 
 from infusion.files import save_png, whole_file
-from infusion.toybox.concepts import concept_pictures
+from infusion.toybox.concepts import concept_images
 
 INDIVIDUAL = 41012
 NUM_CONCEPTS = 1000
@@ -93,7 +93,7 @@ def growth_rows(batch_size: int) -> list[Row]:
 def write_picture(work: Path, side_px: int, batch_size: int = 1) -> dict[str, str]:
     """A training picture with its mask; and again alone, as often as makes some whole batches: diffusers' scripts make
     no batch larger than their pictures are many, and encode them in every step anyway."""
-    (image,), (mask,) = concept_pictures(INDIVIDUAL, 1, size_px=side_px)
+    (image,), (mask,) = concept_images(INDIVIDUAL, 1, size_px=side_px)
     alone, with_mask = work / "pictures" / f"{side_px}-{batch_size}", work / "picture-and-mask" / f"{side_px}"
     for number in range(4 * batch_size):
         save_png(image, alone / f"{number:02d}.png")

@@ -32,7 +32,7 @@ from infusion.concepts.masks import subject_masks
 from infusion.files import whole_file
 from infusion.intervals import mean
 from infusion.methods.adapter import Adapter
-from infusion.toybox.concepts import concept_pictures
+from infusion.toybox.concepts import concept_images
 from infusion.toybox.scene import individual
 from infusion.training.dataset import Batch, step_generator, training_set
 from infusion.training.loop import Drawn, Learner
@@ -55,7 +55,7 @@ class Way(NamedTuple):
 def held_out(base: Base, concept: Concept, seed: int, num_rows: int) -> list[Batch]:
     """Rows of the pictures that follow those of training, as many, a few at a time."""
     num = len(concept.images)
-    images, masks = concept_pictures(seed, num, first=num, class_noun=concept.class_noun)
+    images, masks = concept_images(seed, num, first=num, class_noun=concept.class_noun)
     others = replace(concept, images=tuple(images), masks=tuple(masks))
     batch = training_set(base, others, subject_masks(base, others), flip=False).batch(
         num_rows, step_generator(_HELD_OUT_SEED, seed)

@@ -46,7 +46,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def save_png(image: Image.Image, path: str | os.PathLike[str], text: Mapping[str, str] | None = None) -> None:
-    """A picture as a whole PNG file, with texts inside it that other tools can read."""
+    """An image as a whole PNG file, with texts inside it that other tools can read."""
     info = PngInfo()
     for key, value in (text or {}).items():
         info.add_itxt(key, value)

@@ -94,7 +94,7 @@ def is_repo_id(name: str) -> bool:
 def push_folder(folder: Path, repo_id: str, private: bool, message: str) -> str:
     """Make a folder the contents of a model repository, in one commit; returns its address.
 
-    The repository is made where there is none. Pictures of an earlier push go; other files there stay.
+    The repository is made where there is none. Images of an earlier push go; other files there stay.
 
     Raises:
         UserError: the name, the token or the network do not allow it, or the repository is of something else.

@@ -47,15 +47,13 @@ def test_a_concept_that_is_learnt_and_breaks_nothing():
     )
     unmoved = Figure(0.0, 0.0, 0.0, 2)
     assert words(evaluated(lfd_s4=unmoved, lfd_s4_relative=unmoved))["moved"] == "No"
-    shown = (
-        "As far as these pictures show, background, layout and style differ no more from the base model’s than other"
-    )
+    shown = "As far as these images show, background, layout and style differ no more from the base model’s than other"
     assert sentence(evaluated(), "confined").startswith(shown)
 
 
 def test_no_copy_among_a_few_pictures_rules_out_little():
     """Wilson's upper end of 0 of 4."""
-    assert "None of the 4 pictures" in sentence(evaluated(), "copied")
+    assert "None of the 4 images" in sentence(evaluated(), "copied")
     assert "cannot rule out that up to 49%" in sentence(evaluated(), "copied")
 
 
@@ -79,7 +77,7 @@ def test_prompts_are_held_against_the_base_models_own():
     assert words(evaluated(base_facts=0.94))["followed"] == "Yes", "its interval reaches that"
     less = Figure(0.8, 0.7, 0.85, 2)
     assert words(evaluated(facts=less))["followed"] == "Less than before"
-    assert words(evaluated(facts=less, base_facts=0.8))["followed"] == "Cannot tell", "of the same pictures as many"
+    assert words(evaluated(facts=less, base_facts=0.8))["followed"] == "Cannot tell", "of the same images as many"
     assert "cannot be told" in sentence(evaluated(facts=less, base_facts=0.8), "followed")
     uneven = evaluated(facts=less)
     uneven = replace(uneven, own=replace(uneven.own, followed=torch.tensor([0.7, 0.7, 0.9, 0.9])))
@@ -162,7 +160,7 @@ def test_json_tells_the_checkpoints_of_a_run():
 def test_without_pictures_nothing_is_said_of_likeness():
     found = evaluated(pictures=False)
     assert words(found)["learnt"] == words(found)["copied"] == "Not measured"
-    assert "--pictures FOLDER" in sentence(found, "learnt")
+    assert "--images FOLDER" in sentence(found, "learnt")
 
 
 # a number for each axis
@@ -202,7 +200,7 @@ def test_a_picture_learnt_by_heart_is_a_copy():
     """Though among other content nothing is."""
     learnt = evaluated(recalled=Figure(0.8, 0.6, 0.9, 32))
     assert words(learnt)["copied"] == "Yes" and axis_figure(learnt, "copied") == Figure(0.8, 0.6, 0.9, 32)
-    assert "From its words alone, 80% (60% to 90%) of the pictures are a training picture over again" in sentence(
+    assert "From its words alone, 80% (60% to 90%) of the images are a training image over again" in sentence(
         learnt, "copied"
     )
     none = evaluated(recalled=Figure(0.0, 0.0, 0.1, 32))

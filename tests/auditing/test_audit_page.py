@@ -94,7 +94,7 @@ def evaluated(
 def test_without_pictures_the_page_says_what_they_would_add():
     found = evaluated(pictures=False)
     html = render_audit(found)
-    assert "adds whether it was learnt" in html and "Real picture 1" not in html
+    assert "adds whether it was learnt" in html and "Real image 1" not in html
     assert json.loads(to_json([found]))["audits"][0]["num_pictures"] == 0
 
 
@@ -108,7 +108,7 @@ def test_the_page_is_one_file_and_escapes_what_is_typed():
 
 def test_every_figure_is_on_the_page_with_what_it_is_held_against():
     html = render_audit(evaluated())
-    assert "base model 0, real pictures 1" in html and "other seeds 0.250, p\u00a0=\u00a00.4000" in html
+    assert "base model 0, real images 1" in html and "other seeds 0.250, p\u00a0=\u00a00.4000" in html
     assert "0.100 to 0.300" in html
     assert (
         html.count('<dl class="measured">') == 7
@@ -175,15 +175,15 @@ def test_the_nearest_pictures_stand_beside_what_they_are_like():
     found = evaluated()
     near = Nearest(torch.tensor([0, 1, 1, 0]), torch.tensor([0.5, 0.9, 0.99, 0.7]))
     html = render_audit(replace(found, own=replace(found.own, nearest=near, never_nearer=0.95)))
-    assert "1 of 4 pictures are beyond 0.950" in html and html.count("<strong>copied</strong>") == 1 + 4
+    assert "1 of 4 images are beyond 0.950" in html and html.count("<strong>copied</strong>") == 1 + 4
     assert html.index("likeness 0.990") < html.index("likeness 0.900") < html.index("likeness 0.500")
-    assert "Nearest to a training picture" not in render_audit(found)
+    assert "Nearest to a training image" not in render_audit(found)
 
 
 def test_what_is_drawn_from_the_words_alone_stands_beside_what_it_repeats():
     found = evaluated()
     html = render_audit(found)
-    assert "From its words alone" in html and "4 of 4 are nearer than 0.500 to a training picture" in html
+    assert "From its words alone" in html and "4 of 4 are nearer than 0.500 to a training image" in html
     assert "From its words alone" not in render_audit(evaluated(pictures=False))
     assert found.recalled is not None
     apart = found.recalled.found._replace(distance=torch.tensor([0.3, 0.1, 0.4, 0.2]))

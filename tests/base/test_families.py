@@ -1,4 +1,4 @@
-"""Every family of models: the same pictures as its own pipeline, and the laws, on a tiny real one."""
+"""Every family of models: the same images as its own pipeline, and the laws, on a tiny real one."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Pictures become latents once, and only those that are asked for."""
+"""Images become latents once, and only those that are asked for."""
 
 import torch
 

@@ -226,7 +226,7 @@ def test_released_rows_have_maps_of_their_own(concept, name):
 
 
 def test_pictures_with_the_lock_released(base, adapter):
-    """One call in each later step, as of a plain picture; prompts without a concept are untouched."""
+    """One call in each later step, as of a plain image; prompts without a concept are untouched."""
     settings: dict[str, Any] = {"seeds": (1,), "num_inference_steps": 4, "batch_size": 1}
     rows = []
     base.network.conv_in.register_forward_hook(lambda _m, _i, output: rows.append(len(output)))

@@ -35,7 +35,7 @@ def small(tmp_path: Path) -> Path:
 
 
 def pictures_in(html: str) -> dict[str, np.ndarray]:
-    """Alt text -> the picture; plots are not meant."""
+    """Alt text -> the image; plots are not meant."""
     found = re.findall(r'<img src="data:image/\w+;base64,([^"]+)"[^>]*? alt="([^"]*)"', html)
     assert html.count("<img ") - html.count("<picture>") == len(found) == len({alt for _, alt in found})
     return {alt: np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA")) for data, alt in found}
@@ -99,7 +99,7 @@ def test_a_measure_that_nobody_measured_has_no_column(html: str, small: Path) ->
     assert "time of day" not in html
     change(small / "cells/lora/0.json", measures={})
     change(small / "cells/lora/1.json", measures={"identity": 0.5})
-    facts = section(render_comparison(load_results(small)), "What of the prompt is in the picture")
+    facts = section(render_comparison(load_results(small)), "What of the prompt is in the image")
     assert line(facts, "lora").count("–") == 3
 
 
@@ -121,10 +121,10 @@ def test_pictures_of_a_column_have_one_prompt_and_one_seed(made: Path, html: str
     strips = pictures_in(html)
     part = section(html, "The same prompts and seeds")
     assert [f"a {NOUNS[0]} {where}" in part for where in SHOWN] == [True] * len(SHOWN)
-    assert {alt.split(": ")[1] for alt in strips if "Individual" in alt} == {"training pictures", *ROWS} - {"null"}
+    assert {alt.split(": ")[1] for alt in strips if "Individual" in alt} == {"training images", *ROWS} - {"null"}
     stored = Image.open(made / "cells/lora/0.webp").convert("RGB")
     for i in range(len(SHOWN)):
-        tile = stored.crop(((3 + i) * 8, 0, (4 + i) * 8, 8))  # three training pictures come first
+        tile = stored.crop(((3 + i) * 8, 0, (4 + i) * 8, 8))  # three training images come first
         shown = strips["Individual 0, a cat: lora"][:, 9 * i : 9 * i + 8, :3]
         assert (shown == np.asarray(tile)).all()
 
@@ -156,7 +156,7 @@ def test_without_training_pictures_none_are_promised(small: Path) -> None:
         change(path, tiles=tiles)
         Image.new("RGB", (24, 8)).save(path.with_suffix(".webp"))
     html = render_comparison(load_results(small))
-    assert "a training picture of" not in html and pictures_in(html)["The best cases of lora"].shape[0] == 8
+    assert "a training image of" not in html and pictures_in(html)["The best cases of lora"].shape[0] == 8
 
 
 def test_prompts_and_seeds_are_counted_where_the_specification_has_them(small: Path) -> None:
@@ -170,7 +170,7 @@ def test_damaged_pictures_are_named(small: Path, damage: str) -> None:
     if damage == "cut":
         Image.new("RGB", (30, 8)).save(path)
     else:
-        path.write_text("no picture")
+        path.write_text("no image")
     with pytest.raises(UserError, match=r"lora/1.webp is .*damaged"):
         render_comparison(load_results(small))
 

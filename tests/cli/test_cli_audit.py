@@ -18,7 +18,7 @@ from infusion.methods.adapter_file import save_adapter
 from infusion.methods.infusion import Infusion
 from infusion.methods.lora import LoRA
 from infusion.sharing.repository import write_repository
-from infusion.toybox.concepts import concept_pictures, write_concept
+from infusion.toybox.concepts import concept_images, write_concept
 from infusion.training import stopping
 
 ELSEWHERE = ("--clip", "toybox-b", "--encoder", "toybox-b", "--device", "cpu")
@@ -46,9 +46,9 @@ def tiny_file(base, adapter, tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> tuple[Path, Path]:
-    """An adapter of the embedded base, of a concept that nothing was learnt of, and its pictures."""
+    """An adapter of the embedded base, of a concept that nothing was learnt of, and its images."""
     folder = tmp_path_factory.mktemp("toy")
-    images, masks = concept_pictures(3, 3, class_noun="cat")
+    images, masks = concept_images(3, 3, class_noun="cat")
     given = (None,) * 3
     concept = Concept("my-cat", "cat", tuple(images), tuple(masks), given, ("1", "2", "3"), (), ("given",) * 3)
     base = load_base(device="cpu")
@@ -71,14 +71,14 @@ def test_an_adapter_on_the_hub_is_measured_and_its_card_tells_it(run, toy, tiny_
 @pytest.mark.slow
 def test_an_adapter_of_the_embedded_base_is_measured_by_its_judges(run, toy, tiny_plan):
     file, pictures = toy
-    code, told, error = run("audit", file, "--pictures", pictures, "--seeds", 1, "-o", "page.html", "--device", "cpu")
+    code, told, error = run("audit", file, "--images", pictures, "--seeds", 1, "-o", "page.html", "--device", "cpu")
     assert code == 0 and not error
     assert "Was it learnt?" in told and "Drawing 21/21" in told and "page.json: all figures" in told
     found = json.loads(Path("page.json").read_text())["audits"][0]
     assert found["witnesses"] == {"clip": "toybox-b", "encoder": "toybox-b", "judges": "b"}
     assert {"identity", "facts_background", "copied", "class_leak"} <= found["measures"].keys()
     assert found["measures"]["w2_exact"]["null"] > 0 and found["num_pictures"] == 3
-    assert "Real picture 3" in Path("page.html").read_text()
+    assert "Real image 3" in Path("page.html").read_text()
 
 
 @pytest.mark.slow
@@ -86,7 +86,7 @@ def test_an_adapter_of_another_base_is_measured_without_judges(run, tiny_file, t
     Path("prompts.txt").write_text("a {} te\na {} do\n")
     words = ("audit", tiny_file, "--prompts", "prompts.txt", "--quick", "--json", "all.json", *ELSEWHERE)
     code, told, _ = run(*words)
-    assert code == 0 and "2 prompts × 2 pictures" in told and "This takes real pictures" in told
+    assert code == 0 and "2 prompts × 2 images" in told and "This takes real images" in told
     found = json.loads(Path("all.json").read_text())["audits"][0]
     assert found["witnesses"]["judges"] is None and not {"facts", "identity"} & found["measures"].keys()
     assert [one["text"] for one in found["plan"]["prompts"]] == ["a {} te", "a {} do"]
@@ -99,21 +99,21 @@ def test_everything_that_is_wrong_is_told_at_once(run):
     Path("prompts.txt").write_text("a cat\n")
     Path("file").write_text("")
     code, _, error = run(
-        *("audit", "none.safetensors", "--pictures", "empty", "--prompts", "prompts.txt", "-o", "file/page.html")
+        *("audit", "none.safetensors", "--images", "empty", "--prompts", "prompts.txt", "-o", "file/page.html")
     )
     assert code == 1 and "4 mistakes in this command" in error and "Traceback" not in error
-    for told in ("There is no", "empty has no pictures", "must have {} once", "a part of that path"):
+    for told in ("There is no", "empty has no images", "must have {} once", "a part of that path"):
         assert told in error
 
 
 def test_pictures_have_to_be_of_the_class_and_several(run, tiny_file):
     Path("one").mkdir()
     Image.new("RGB", (16, 16)).save("one/1.png")
-    assert "one has one picture" in run("audit", tiny_file, "--pictures", "one")[2]
+    assert "one has one image" in run("audit", tiny_file, "--images", "one")[2]
     Image.new("RGB", (16, 16), "red").save("one/2.png")
     Path("one/2.txt").write_text("a photo of a dog")
-    error = run("audit", tiny_file, "--pictures", "one")[2]
-    assert 'The pictures in one are not of the class "cat". 2.png: ' in error
+    error = run("audit", tiny_file, "--images", "one")[2]
+    assert 'The images in one are not of the class "cat". 2.png: ' in error
 
 
 def test_files_that_are_no_adapters_are_refused(run, tmp_path, adapter, base):
@@ -170,7 +170,7 @@ TOY = ("--base", "toybox", "--class-noun", "cat", "--trigger", "sks cat", "--see
 
 @pytest.mark.slow
 def test_a_lora_of_another_tool_is_measured_and_breaks_its_limits(run, lora, toy, tiny_plan):
-    words = ("audit", lora, *TOY, "--pictures", toy[1], "-o", "page.html")
+    words = ("audit", lora, *TOY, "--images", toy[1], "-o", "page.html")
     code, told, error = run(*words, "--fail-above", "world=0.0001", "--fail-below", "learnt=5")
     assert code == 3 and "Drawing 21/21" in told
     assert "lora: world is " in error and "lora: learnt is " in error and "below the limit of 5" in error
@@ -178,14 +178,14 @@ def test_a_lora_of_another_tool_is_measured_and_breaks_its_limits(run, lora, toy
     assert found["adapter"]["method"] == "LoRA" and found["adapter"]["settings"]["rank"].startswith("2 (")
     assert found["verdict"]["world"]["value"] > 0.0001 and found["measures"]["lfd_s1"]["value"] > 1e-6
     page = Path("page.html").read_text()
-    assert "a sks cat on the beach" in page and "Nearest to a training picture" in page
+    assert "a sks cat on the beach" in page and "Nearest to a training image" in page
     code, told, error = run(*words, "--fail-above", "world=1e9")
-    assert code == 0 and not error and "0 pictures to draw" in told, "what was drawn is kept"
+    assert code == 0 and not error and "0 images to draw" in told, "what was drawn is kept"
 
 
 @pytest.mark.slow
 def test_at_no_strength_it_is_the_base(run, lora, toy, tiny_plan):
-    code, *_ = run("audit", lora, *TOY, "--trigger", "cat", "--pictures", toy[1], "--scale", 0, "-o", "page.html")
+    code, *_ = run("audit", lora, *TOY, "--trigger", "cat", "--images", toy[1], "--scale", 0, "-o", "page.html")
     found = json.loads(Path("page.json").read_text())["audits"][0]
     assert code == 0
     for name, figure in found["measures"].items():
@@ -194,7 +194,7 @@ def test_at_no_strength_it_is_the_base(run, lora, toy, tiny_plan):
 
 @pytest.mark.slow
 def test_several_stand_side_by_side(run, lora, toy, tiny_plan):
-    code, told, _ = run("audit", lora, toy[0], *TOY, "--pictures", toy[1])
+    code, told, _ = run("audit", lora, toy[0], *TOY, "--images", toy[1])
     assert code == 0 and "Drawing 29/29" in told
     page = Path("audit.html").read_text()
     assert "Side by side" in page and 'href="audit-1.html">lora<' in page and 'href="audit-2.html">my-cat<' in page
@@ -211,7 +211,7 @@ def test_of_a_run_one_checkpoint_is_kept(run, lora, toy, tiny_plan, monkeypatch)
         folder = Path("run") / f"checkpoint-{step}"
         folder.mkdir(parents=True)
         shutil.copy(lora, folder / "pytorch_lora_weights.safetensors")
-    assert "give --pictures FOLDER" in run("audit", "run", *TOY)[2]
+    assert "give --images FOLDER" in run("audit", "run", *TOY)[2]
     monkeypatch.setattr(stopping, "PROMPTS", stopping.PROMPTS[:1])
     look, looked = stopping.SelfCheck.__call__, []
 
@@ -222,15 +222,15 @@ def test_of_a_run_one_checkpoint_is_kept(run, lora, toy, tiny_plan, monkeypatch)
         return look(self, concept, step, *more)
 
     monkeypatch.setattr(stopping.SelfCheck, "__call__", until_interrupted)
-    code, told, _ = run("audit", "run", *TOY, "--pictures", toy[1])
+    code, told, _ = run("audit", "run", *TOY, "--images", toy[1])
     assert code == 130 and "the same command goes on" in told
-    code, told, _ = run("audit", "run", *TOY, "--pictures", toy[1])
+    code, told, _ = run("audit", "run", *TOY, "--images", toy[1])
     assert looked == [50, 100, 100], "what was seen of a checkpoint is kept"
     assert code == 0 and "The checkpoint to keep: step " in told
     checks = json.loads(Path("run-audit.json").read_text())["checkpoints"]
     assert [check["step"] for check in checks] == [50, 100] and sum(check["kept"] for check in checks) == 1
     assert "Keep step " in Path("run-audit.html").read_text()
-    assert "audited by itself" in run("audit", "run", lora, *TOY, "--pictures", toy[1])[2]
+    assert "audited by itself" in run("audit", "run", lora, *TOY, "--images", toy[1])[2]
 
 
 @pytest.mark.slow
@@ -238,7 +238,7 @@ def test_infusion_is_trained_once_and_stands_beside_and_no_limit_is_its(run, lor
     adapter, quick = Infusion.adapter, Infusion(max_train_steps=1, masked_loss=False)
     monkeypatch.setattr(Infusion, "adapter", lambda self, base, concept: adapter(quick, base, concept))
     assert "To train Infusion" in run("audit", lora, *TOY, "--beside-infusion")[2]
-    words = ("audit", lora, *TOY, "--pictures", toy[1], "--beside-infusion", "--fail-above", "world=0.0001")
+    words = ("audit", lora, *TOY, "--images", toy[1], "--beside-infusion", "--fail-above", "world=0.0001")
     code, told, error = run(*words)
     assert code == 3 and "Training Infusion 1/1" in told and "lora: world" in error and "infusion: world" not in error
     found = json.loads(Path("audit.json" if Path("audit.json").exists() else "lora-audit.json").read_text())
@@ -262,5 +262,5 @@ def test_what_a_file_does_not_say_is_asked_for(run, lora):
     assert "Say what it was trained on: --base" in error
     error = run("audit", lora, *TOY, "--fail-above", "wrld=1")[2]
     assert 'no axis "wrld". Did you mean "world"?' in error
-    assert "takes real pictures" in run("audit", lora, *TOY, "--fail-above", "copied=0.1")[2]
+    assert "takes real images" in run("audit", lora, *TOY, "--fail-above", "copied=0.1")[2]
     assert "is no limit" in run("audit", lora, *TOY, "--fail-above", "world=much")[2]

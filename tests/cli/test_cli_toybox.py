@@ -46,7 +46,7 @@ def test_render_goes_on_where_it_stopped(run):
     run("render", 1, "-o", "world", "--first-seed", 50)
     assert [json.loads(line)["seed"] for line in Path("world/metadata.jsonl").read_text().splitlines()] == [0, 1, 2, 50]
     code, _, error = run("render", 4, "-o", "world", "--size-px", 32)
-    assert code == 1 and "holds pictures of 64 pixels" in error
+    assert code == 1 and "holds images of 64 pixels" in error
 
 
 def test_concept_writes_what_training_reads(run):

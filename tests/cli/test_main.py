@@ -163,7 +163,7 @@ def test_all_mistakes_at_once_and_nothing_is_loaded(run: Run, pictures: Path, mo
     ("given", "words"),
     [
         (["absent", "--class-noun", "cat"], "There is no folder absent"),
-        (["my_cat"], "Nothing says what kind of thing the pictures in my_cat show."),
+        (["my_cat"], "Nothing says what kind of thing the images in my_cat show."),
         (["my_cat", "--class-noun", "<cat>"], "angle brackets"),
         (["my_cat", "--class-noun", "cat", "--name", "[bold]x"], '"[bold]x" cannot be the name'),
         (["my_cat", "--class-noun", "cat", "--masks", "absent"], "absent is not a folder"),
@@ -215,8 +215,8 @@ def test_train_says_what_it_read_and_made(
     code, text, _ = run(*train(pictures, base_dir), *given)
     assert code == 0
     made = Path("my-cat.safetensors")
-    assert "<my-cat>: 2 pictures of one cat." in text
-    assert re.search(r"Masks: 2 given; they cover \d\d% of the pictures", text)
+    assert "<my-cat>: 2 images of one cat." in text
+    assert re.search(r"Masks: 2 given; they cover \d\d% of the images", text)
     assert f"my-cat.safetensors: {made.stat().st_size:,} bytes, 176 parameters." in text
     assert "infusion generate 'a <my-cat> on the beach' --concept my-cat.safetensors --seed 0..7" in text
     assert sorted(path.name for path in Path("my-cat.previews").iterdir()) == ["step-000003.png"]
@@ -381,7 +381,7 @@ def test_settings_of_another_method_are_refused(run: Run, pictures: Path, given:
             ["--preview-steps", 1],
             'pipe.load_textual_inversion("my-cat.safetensors"); a prompt then says "<my-cat>".',
         ),
-        ("custom-diffusion", ["--set", "num_class_images=2"], "Drawing 2 pictures of the class, so that it is kept"),
+        ("custom-diffusion", ["--set", "num_class_images=2"], "Drawing 2 images of the class, so that it is kept"),
         ("perfusion", ["--page", "page.html"], "my-cat.safetensors: "),
     ],
 )
@@ -399,7 +399,7 @@ def test_rivals_from_pictures_to_pictures(
 
     few_steps = ["--concept", "my-cat.safetensors", "--num-inference-steps", 2, "--device", "cpu"]
     code, text, error = run("generate", "a <my-cat>", "a cat", *few_steps)
-    assert (code, error) == (0, "") and "2 pictures in out." in text
+    assert (code, error) == (0, "") and "2 images in out." in text
     code, text, error = run("show", "my-cat.safetensors")
     assert (code, error) == (0, "") and f"method      {method} (arXiv" in text
     assert learnt and f"{learnt[1]} parameters" in text
@@ -412,7 +412,7 @@ def test_generate_writes_a_picture_for_every_prompt_and_seed(run: Run, taught: P
     prompts = ["a <my-cat> on the beach", "a cat"]
     given = ["--concept", taught, "--seed", "0..1", "--num-inference-steps", "2", "--negative-prompt", "Hündin"]
     code, text, error = run("generate", *prompts, *given, "-o", "pics", "--device", "cpu")
-    assert (code, error) == (0, "") and "4 pictures in pics." in text
+    assert (code, error) == (0, "") and "4 images in pics." in text
     names = {f"{slug}-{seed}.png" for slug in ("a-my-cat-on-the-beach", "a-cat") for seed in (0, 1)}
     assert {path.name for path in Path("pics").iterdir()} == names | {"grid.png"}
     with Image.open("pics/a-my-cat-on-the-beach-1.png") as image:
@@ -493,7 +493,7 @@ def test_prepare_shows_a_folder_and_writes_one_that_trains(run: Run, pictures: P
     code, text, _ = run("prepare", pictures, "--class-noun", "cat", "--name", "Mia", "-o", "tidy", *given)
     assert code == 0 and "infusion train tidy" in text
     code, text, error = run("train", "tidy", "--max-train-steps", 1, *given)
-    assert (code, error) == (0, "") and "<Mia>: 2 pictures of one cat, 1 with captions." in text
+    assert (code, error) == (0, "") and "<Mia>: 2 images of one cat, 1 with captions." in text
     code, _, error = run("prepare", pictures, "--class-noun", "cat", "-o", "tidy", *given)
     assert code == 1 and "tidy is there already" in error
 

@@ -20,7 +20,7 @@ def saved(base, adapter, tmp_path) -> Path:
 def test_a_dry_run_writes_all_and_asks_nobody(run, saved, stand_in, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     picture("red")[0].save("1.png")
-    code, told, _ = run("push", saved, "user/my-cat", "--pictures", "1.png", "--dry-run")
+    code, told, _ = run("push", saved, "user/my-cat", "--images", "1.png", "--dry-run")
     assert code == 0 and "my-cat.hub/pictures/01-1.png: " in told and "nothing was uploaded" in told
     assert Path("my-cat.hub/README.md").read_text().startswith("---\nlibrary_name: diffusers")
     assert stand_in.requests == []

@@ -1,4 +1,4 @@
-"""Folders of pictures as people have them, good and bad."""
+"""Folders of images as people have them, good and bad."""
 
 import json
 import subprocess
@@ -42,7 +42,7 @@ def refused(folder: Path, words: str, class_noun: str = "cat", **given: Any) -> 
 
 def test_a_plain_folder(folder: Path) -> None:
     (folder / "._1.png").write_bytes(b"left by macOS")
-    (folder / "notes.md").write_text("not a picture")
+    (folder / "notes.md").write_text("not an image")
     concept = load_concept(folder, " tabby   cat ")
     assert isinstance(concept, Concept)
     assert (concept.name, concept.class_noun, concept.placeholder) == ("my-cat", "tabby cat", "<my-cat>")
@@ -103,8 +103,8 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_too_many_pictures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infusion.concepts.concept.MAX_PICTURES", 2)
-    refused(folder, "has 3 pictures; at most 2")
+    monkeypatch.setattr("infusion.concepts.concept.MAX_IMAGES", 2)
+    refused(folder, "has 3 images; at most 2")
 
 
 @pytest.mark.parametrize("inside", ["10_my-cat cat", "img/10_my-cat cat"])
@@ -167,7 +167,7 @@ def test_a_caption_that_is_not_utf8(folder: Path) -> None:
     assert concept.captions == (None, None, None) and "2.txt" in concept.warnings[0]
 
 
-# --- pictures ---
+# --- images ---
 
 
 def only(folder: Path, **given: Any) -> tuple[Concept, Image.Image]:
@@ -238,7 +238,7 @@ def test_damaged_pictures_are_named_and_skipped(folder: Path) -> None:
     noise.save(folder / "3.jpg")
     whole = (folder / "3.jpg").read_bytes()
     (folder / "3.jpg").write_bytes(whole[: len(whole) // 2])
-    (folder / "4.png").write_text("not a picture")
+    (folder / "4.png").write_text("not an image")
     (folder / "5.png").touch()
     (folder / "6.heic").touch()
     concept = load_concept(folder, "cat")
@@ -247,7 +247,7 @@ def test_damaged_pictures_are_named_and_skipped(folder: Path) -> None:
         assert sum(f"{name} is skipped" in warning for warning in concept.warnings) == 1
     for name in concept.sources:
         (folder / name).unlink()
-    refused(folder, "No picture in")
+    refused(folder, "No image in")
     refused(folder, "3.jpg is skipped")
 
 
@@ -323,15 +323,15 @@ def test_a_mask_of_another_size(tmp_path: Path) -> None:
     concept, _ = only(tmp_path, name="x")
     assert concept.masks[0] is not None and concept.masks[0].size == (80, 60)
     half_mask(tmp_path / "masks" / "1.png", (60, 60))
-    refused(tmp_path, "1.png is 60 x 60 px, but its picture 1.png is 80 x 60 px", name="x")
+    refused(tmp_path, "1.png is 60 x 60 px, but its image 1.png is 80 x 60 px", name="x")
 
 
 def test_masks_of_no_use(tmp_path: Path) -> None:
     picture(tmp_path / "1.png")
     picture(tmp_path / "2.png")
     half_mask(tmp_path / "masks" / "1.png", white=0)
-    (tmp_path / "masks" / "2.png").write_text("not a picture")
-    refused(tmp_path, "2 mistakes in the pictures", name="x")
+    (tmp_path / "masks" / "2.png").write_text("not an image")
+    refused(tmp_path, "2 mistakes in the images", name="x")
     refused(tmp_path, f"{tmp_path / 'masks' / '1.png'} is all black", name="x")
     refused(tmp_path, f"{tmp_path / 'masks' / '2.png'} is of no use", name="x")
     Image.new("RGBA", (80, 60)).save(tmp_path / "1.png")

@@ -1,4 +1,4 @@
-"""Pictures that keep their shape, and squares that stay what they were."""
+"""Images that keep their shape, and squares that stay what they were."""
 
 from dataclasses import replace
 from typing import Any
@@ -17,12 +17,12 @@ from infusion.training.dataset import BucketedSet, TrainingSet, step_generator, 
 from infusion.training.loop import train
 from infusion.training.settings import TrainingSettings
 
-SIZES = ((16, 16), (40, 30), (20, 60))  # of a square, a wide and a tall picture
+SIZES = ((16, 16), (40, 30), (20, 60))  # of a square, a wide and a tall image
 
 
 @pytest.fixture
 def shapes(concept):
-    """The concept, its pictures in three shapes; the second one's mask is to be found."""
+    """The concept, its images in three shapes; the second one's mask is to be found."""
     images = tuple(image.resize(size) for image, size in zip(concept.images, SIZES, strict=True))
     masks = (concept.masks[0], None, concept.masks[2].resize(SIZES[2]))
     return replace(concept, images=images, masks=masks, mask_sources=("given", None, "given"))
@@ -86,7 +86,7 @@ def test_pictures_of_one_shape_are_drawn_as_squares_are(base, concept):
     masks = subject_masks(base, replace(concept, masks=(left, *concept.masks[1:])))
     squares, bucketed = (training_set(base, concept, masks, True, crop=crop) for crop in ("square", "buckets"))
     assert isinstance(squares, TrainingSet) and isinstance(bucketed, TrainingSet)
-    of_left, of_right = bucketed.masks[0], bucketed.masks[3]  # a picture's and its mirror image's
+    of_left, of_right = bucketed.masks[0], bucketed.masks[3]  # an image's and its mirror image's
     torch.testing.assert_close(of_left.flip(-1), of_right)
     assert not torch.allclose(of_left, of_right)
     one, other = (some.batch(4, step_generator(0, 0)) for some in (squares, bucketed))
@@ -127,5 +127,5 @@ def test_a_training_goes_on_with_its_own_crop_only(base, shapes, tmp_path):
         return now.step
 
     assert [step("buckets"), step("buckets")] == [1, 2]
-    with pytest.raises(UserError, match="another base, pictures or settings"):
+    with pytest.raises(UserError, match="another base, images or settings"):
         step("square")

@@ -59,7 +59,7 @@ def test_masks_that_are_named(folder: Path) -> None:
     rows = [{"file_name": name} for name in ("1.png", "images/2.png", "images/10.png")]
     write(folder, rows[0] | {"mask": "1_mask.png"}, rows[1] | {"mask": {"rle": 3}}, rows[2])
     concept = load_concept(folder, "cat")
-    assert concept.sources == ("1.png", "images/2.png", "images/10.png")  # a mask is no picture
+    assert concept.sources == ("1.png", "images/2.png", "images/10.png")  # a mask is no image
     assert [coverage(mask) for mask in concept.masks] == [0.5] * 3 and concept.warnings == ()
     assert load_concept(folder, "cat", masks_dir=folder / "masks").mask_sources == ("given", "given", None)
 

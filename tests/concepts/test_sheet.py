@@ -87,7 +87,7 @@ def test_what_a_person_should_know(base, varied: Concept) -> None:
     assert told[1].notes == ("the mask marks nearly all: the background is learnt too",)
     assert told[2].notes == (
         "the mask marks next to nothing",
-        "the same picture as 9.png",
+        "the same image as 9.png",
         'the caption names neither <Mia_2> nor "Kätzchen"',
     )
     assert seen(base, varied)[2].notes[0] == "only 8 x 8 px: is enlarged"

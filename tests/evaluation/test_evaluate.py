@@ -71,7 +71,7 @@ def test_a_gated_concept_moves_its_own_prompts_alone(reference, adapter, drawn):
     assert max(measures[f"lfd_s{n}"] for n in range(1, 4)) < 1e-9 < measures["lfd_s4"]
     assert measures["w2_exact"] > 0 and not torch.equal(found.drawn.images, reference.images)
     assert measures["class_diversity"] == pytest.approx(1)
-    assert not {"identity", "class_leak", "copied", "collapse"} & measures.keys(), "there were no pictures"
+    assert not {"identity", "class_leak", "copied", "collapse"} & measures.keys(), "there were no images"
     assert all(figure.low <= figure.value <= figure.high for figure in found.measures.values())
 
 
@@ -107,7 +107,7 @@ def test_no_seed_is_drawn_with_twice_however_many_there_are(base, evaluators, mo
 
 @pytest.mark.slow
 def test_a_concept_that_is_off_draws_the_bases_own_pictures(base, evaluators, adapter):
-    """The same noises, picture by picture; what is told from chance is held against others."""
+    """The same noises, image by image; what is told from chance is held against others."""
     plan = replace(PLAN, drawing=replace(PLAN.drawing, num_seeds=3))
     reference = Reference(base, "cat", plan, evaluators)
     off = drawn_with(reference, Strengthened(adapter, 0.0))

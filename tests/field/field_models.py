@@ -124,7 +124,7 @@ def seeds(count: int) -> list[torch.Generator]:
 
 
 def drawn(pipeline: Any, prompts: Sequence[str], **settings: Any) -> np.ndarray:
-    """Three steps, unless settings say otherwise; each picture from a seed of its own."""
+    """Three steps, unless settings say otherwise; each image from a seed of its own."""
     settings = {"num_inference_steps": 3} | settings
     count = len(prompts) * settings.get("num_images_per_prompt", 1)
     return np.asarray(pipeline(list(prompts), generator=seeds(count), output_type="np", **settings).images)

@@ -1,6 +1,6 @@
 """Captions of metadata that are no text: a list gives one of its texts, NaN gives none, an object is refused.
 
-Nerogar/OneTrainer #182, shootthesound/Fizgig #148 (several captions a picture), diffusers' train_text_to_image (a
+Nerogar/OneTrainer #182, shootthesound/Fizgig #148 (several captions an image), diffusers' train_text_to_image (a
 text may be a list); pandas writes NaN for a missing one.
 """
 

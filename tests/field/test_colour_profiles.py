@@ -1,4 +1,4 @@
-"""The pixels of a picture with a colour profile are those that a viewer shows.
+"""The pixels of an image with a colour profile are those that a viewer shows.
 
 Comfy-Org/ComfyUI #11101 (and PR #11241), chaiNNer-org/chaiNNer #2599: photos with Display P3 or Adobe RGB profiles
 (every iPhone) are read as if they were sRGB.
@@ -47,7 +47,7 @@ def profile(red: XYZ, green: XYZ, blue: XYZ) -> bytes:
     return head.ljust(128, b"\0") + table + data
 
 
-@pytest.mark.xfail(strict=True, reason="a picture that carries a colour profile is converted to sRGB")
+@pytest.mark.xfail(strict=True, reason="an image that carries a colour profile is converted to sRGB")
 @pytest.mark.parametrize("name", PRIMARIES)
 def test_wide_colours_become_srgb(name: str, tmp_path: Path) -> None:
     icc = profile(*PRIMARIES[name])

@@ -1,6 +1,6 @@
 """The trigger of a kohya LoRA, told from its folders' names and its captions' tags.
 
-sd-scripts #1441, bmaltais/kohya_ss #890 and #440, sd-scripts #1854: where pictures have caption files, the folder's
+sd-scripts #1441, bmaltais/kohya_ss #890 and #440, sd-scripts #1854: where images have caption files, the folder's
 name is not used in training.
 """
 

@@ -1,7 +1,7 @@
-"""Masks under other tools' names are used or named in a note; they are never learnt as pictures.
+"""Masks under other tools' names are used or named in a note; they are never learnt as images.
 
 Nerogar/OneTrainer PR #1718 (NAME-masklabel1.png ... 9), bghira/SimpleTuner #3198 and #2034,
-invoke-ai/invoke-training PR #129, Particle1904/DatasetHelpers #10: masks under other names beside their pictures.
+invoke-ai/invoke-training PR #129, Particle1904/DatasetHelpers #10: masks under other names beside their images.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ def mask(path: Path) -> None:
     image.save(path)
 
 
-@pytest.mark.xfail(strict=True, reason="a mask beside its picture is used, or named in a note, and is no picture")
+@pytest.mark.xfail(strict=True, reason="a mask beside its image is used, or named in a note, and is no image")
 @pytest.mark.parametrize("name", NAMES)
 def test_mask_is_not_learnt_as_a_picture(name: str, tmp_path: Path) -> None:
     picture(tmp_path / "1.png")

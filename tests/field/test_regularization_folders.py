@@ -1,7 +1,7 @@
-"""Folders of regularization pictures, and the others of a kohya project, are no concepts.
+"""Folders of regularization images, and the others of a kohya project, are no concepts.
 
 bmaltais/kohya_ss #547, #1849, #3322, #613, Linaqruf/kohya-trainer #50: kohya projects hold the class's regularization
-pictures too: reg/1_cat beside image/10_sks cat, or 1_cat beside 10_sks cat.
+images too: reg/1_cat beside image/10_sks cat, or 1_cat beside 10_sks cat.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ def names(project: Path) -> list[str | None]:
     return [listed.name for listed in listed_concepts(project, "cat")]
 
 
-@pytest.mark.xfail(strict=True, reason="regularization pictures are not learnt as a concept called <cat>")
+@pytest.mark.xfail(strict=True, reason="regularization images are not learnt as a concept called <cat>")
 @pytest.mark.parametrize(
     ("subject", "regularization"),
     [("image/10_sks cat", "reg/1_cat"), ("10_sks cat", "1_cat"), ("train_data/10_sks cat", "reg_data/1_cat")],
@@ -38,4 +38,4 @@ def test_project_of_the_gui_holds_one_concept(tmp_path: Path) -> None:
         (tmp_path / empty).mkdir()
     found: list[str | None] = []
     told = refusal(lambda: found.extend(names(tmp_path)))
-    assert found == ["sks"] or (told and "image" in told and "log has no pictures" not in told)
+    assert found == ["sks"] or (told and "image" in told and "log has no images" not in told)

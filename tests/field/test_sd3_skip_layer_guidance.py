@@ -1,6 +1,6 @@
 """A concept acts, and acts alone, under SD 3's skip-layer guidance.
 
-huggingface/diffusers #10085, #10455: skip_guidance_layers with several pictures a prompt on SD 3.
+huggingface/diffusers #10085, #10455: skip_guidance_layers with several images a prompt on SD 3.
 """
 
 import pytest

@@ -146,7 +146,7 @@ def control_sana(pipeline):
 
 
 def wider_flux(in_channels):
-    """A network that is told pictures beside the latents."""
+    """A network that is told images beside the latents."""
     return lambda pipeline: {
         "transformer": diffusers.FluxTransformer2DModel.from_config(
             pipeline.transformer.config, in_channels=in_channels, out_channels=16
@@ -241,7 +241,7 @@ def test_perturbed_joint_attention_is_refused_where_a_concept_is_named(concept):
 @pytest.mark.parametrize("name", ["sd-1", "sdxl", "sd-3", "flux", "pixart-sigma", "sana"])
 @pytest.mark.slow
 def test_hooks_that_move_and_cast_weights(name, concept):
-    """As far as a processor can show: whatever moves weights about the network's calls, the pictures are the same."""
+    """As far as a processor can show: whatever moves weights about the network's calls, the images are the same."""
     pipeline = tiny(name)
     adapter = random_adapter(Base.from_pipeline(pipeline), concept, std=5.0)
     kwargs = AS_IT_IS if name in ("pixart-sigma", "sana") else {}

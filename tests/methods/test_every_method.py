@@ -37,7 +37,7 @@ def predict(base, adapter):
 
 
 def trained(base, concept, method, steps, seed=0, checkpoint_path=None, stop_after=None):
-    """Class pictures are noise: prior preservation costs the same with them, and no law asks what they show."""
+    """Class images are noise: prior preservation costs the same with them, and no law asks what they show."""
     adapter = method(max_train_steps=steps, learning_rate=LEARNING_RATES.get(method.name, 0.02)).adapter(base, concept)
     class_latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     settings = TrainingSettings(seed=seed, train_batch_size=2)

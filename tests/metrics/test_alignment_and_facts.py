@@ -1,4 +1,4 @@
-"""Alignment to text and pictures, and the toybox's facts, on renders whose truth is known."""
+"""Alignment to text and images, and the toybox's facts, on renders whose truth is known."""
 
 from dataclasses import replace
 from functools import partial

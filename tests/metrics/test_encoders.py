@@ -57,7 +57,7 @@ def dino_dir(tmp_path_factory):
 
 
 def photo(height, width):
-    """A smooth picture, as bytes."""
+    """A smooth image, as bytes."""
     torch.manual_seed(height)
     coarse = torch.rand(1, 3, 5, 7)
     image = F.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)

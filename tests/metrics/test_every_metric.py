@@ -117,7 +117,7 @@ def pictures():
 
 
 def test_pictures_are_judged_one_by_one(pictures):
-    """A picture's own number does not depend on its place or its company."""
+    """An image's own number does not depend on its place or its company."""
     clip, encoder, judges = load_clip("toybox-a"), load_image_encoder("toybox-a"), load_judges("a")
     texts = ["a cat in a meadow", "a cat in the snow", "a cat on a beach", "a cat in a forest"]
     wanted = [{"class": "cat", "background": place} for place in ("meadow", "snow", "beach", "meadow")]

@@ -1,4 +1,4 @@
-"""Pictures that are training pictures over again are told from pictures of the same thing."""
+"""Images that are training images over again are told from images of the same thing."""
 
 import torch
 

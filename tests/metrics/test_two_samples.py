@@ -1,4 +1,4 @@
-"""How often chance alone makes two sets of pictures differ so much."""
+"""How often chance alone makes two sets of images differ so much."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Distances between sets of pictures against closed forms, and the parts that they are taken apart into."""
+"""Distances between sets of images against closed forms, and the parts that they are taken apart into."""
 
 import numpy as np
 import ot

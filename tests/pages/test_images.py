@@ -5,7 +5,7 @@ from infusion.pages.images import contact_sheet, grid
 
 
 def picture(shade: int, side: int = 8) -> Image.Image:
-    """A picture that can be told from every other one by its shade."""
+    """An image that can be told from every other one by its shade."""
     return Image.new("RGB", (side, side), (shade, 255 - shade, 40))
 
 

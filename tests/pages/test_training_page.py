@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from infusion.pages import training_page as report
-from infusion.pages.training_page import Comparison, Page, Preview, TrainingPicture, Untouched, render_page, write_page
+from infusion.pages.training_page import Comparison, Page, Preview, TrainingImage, Untouched, render_page, write_page
 
 
 def picture(shade: int, side: int = 8) -> Image.Image:
-    """A picture that can be told from every other one by its shade."""
+    """An image that can be told from every other one by its shade."""
     return Image.new("RGB", (side, side), (shade, 255 - shade, 40))
 
 
@@ -24,9 +24,9 @@ def a_page(**changes: object) -> Page:
         placeholder="<my-cat>",
         class_noun="cat",
         statement="Learnt & done.",
-        training_pictures=[
-            TrainingPicture(picture(1), mask, "given", 0.5),
-            TrainingPicture(picture(2), None, "none", 1.0),
+        training_images=[
+            TrainingImage(picture(1), mask, "given", 0.5),
+            TrainingImage(picture(2), None, "none", 1.0),
         ],
         comparisons=[
             Comparison(f"a <my-cat> in place {i}", (3, 4), [picture(10 + i), picture(20 + i)], [picture(30 + i)] * 2)
@@ -43,7 +43,7 @@ def a_page(**changes: object) -> Page:
 
 
 def pictures_in(html: str) -> list[tuple[str, Image.Image]]:
-    """The (alt text, picture) of every picture of a page, in order."""
+    """The (alt text, image) of every image of a page, in order."""
     found = re.findall(r'<img src="data:image/\w+;base64,([^"]+)"[^>]*? alt="([^"]*)"', html)
     return [(alt, Image.open(io.BytesIO(base64.b64decode(data)))) for data, alt in found]
 
@@ -78,7 +78,7 @@ def test_what_people_typed_is_escaped_everywhere() -> None:
         placeholder=evil,
         class_noun=evil,
         statement=evil,
-        training_pictures=[TrainingPicture(picture(1), None, evil, 1.0)],
+        training_images=[TrainingImage(picture(1), None, evil, 1.0)],
         comparisons=[Comparison(evil, (0,), [picture(1)], [picture(2)])],
         untouched=[Untouched(evil, 0, picture(1), picture(1), 0.0, evil)],
         facts={evil: evil},
@@ -125,8 +125,8 @@ def test_mask_shows_what_is_learnt() -> None:
 
 
 def test_mask_of_another_size_is_fitted() -> None:
-    shown = TrainingPicture(picture(1, 8), Image.new("L", (3, 5), 255), "drawn by hand", 1.0)
-    html = render_page(a_page(training_pictures=[shown]))
+    shown = TrainingImage(picture(1, 8), Image.new("L", (3, 5), 255), "drawn by hand", 1.0)
+    html = render_page(a_page(training_images=[shown]))
     assert [image.size for _, image in pictures_in(html)][:2] == [(8, 8), (8, 8)]
     assert "drawn by hand, 100%" in html
 
@@ -188,7 +188,7 @@ def test_write_page_writes_what_it_renders(tmp_path: Path) -> None:
 def test_describe_run_claims_only_what_was_measured() -> None:
     rows = a_page().untouched
     sentence = report.describe_run("teddy bear", 5, 300, 112.0, 1152, 9412, rows)
-    assert "5 pictures of one teddy bear" in sentence and "300 training steps" in sentence
+    assert "5 images of one teddy bear" in sentence and "300 training steps" in sentence
     assert "1 min 52 s" in sentence and "1,152 numbers" in sentence and "9,412 bytes" in sentence
     assert "bit for bit" in sentence
     changed = dataclasses.replace(rows[0], largest_difference=1e-9)

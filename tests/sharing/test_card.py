@@ -90,7 +90,7 @@ def test_figures_are_those_of_the_evaluation(saved, evaluation):
     assert metrics["identity"]["name"] == "identity ↑ (95% interval 0.51 to 0.7)"
     assert metrics["identity"]["args"] == {"low": 0.51, "high": 0.7, "num": 24}
     assert metrics["lfd_s1"]["name"] == "S1 unrelated ↓" and "args" not in metrics["facts_hat"]
-    assert "6 prompts × 2 seeds and 5 real pictures" in text
+    assert "6 prompts × 2 seeds and 5 real images" in text
     assert "| identity ↑ | 0.62 | 0.51 to 0.7 | 24 |" in text
     assert "- Was it learnt? **Yes.** It stands at 0.62." in text
     read = ModelCard(text).data

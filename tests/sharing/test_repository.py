@@ -28,7 +28,7 @@ def drawn(tmp_path):
     text = {"prompt": "a <my-cat> on the beach", "seed": "3", "settings": '{"base": "/home/me"}'}
     save_png(Image.new("RGBA", (8, 8), "red"), folder / "10-beach.png", text)
     save_png(Image.new("L", (8, 8)), folder / "9-grid.png")
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     exif = Image.Exif()
     exif[0x9286] = "taken at home"
     exif[0x0112] = 6  # lies on its side
@@ -79,12 +79,12 @@ def test_mistakes_are_told_at_once_and_before_anything_is_written(saved, tmp_pat
     folder = tmp_path / "repository"
     with pytest.raises(UserError, match="3 mistakes") as refused:
         write_repository(tmp_path / "absent.safetensors", "my-cat", folder, [tmp_path / "none.png"])
-    assert all(told in str(refused.value) for told in ("give user/name", "no picture", "no adapter file"))
-    (tmp_path / "bad.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"bad\.png is no picture"):
+    assert all(told in str(refused.value) for told in ("give user/name", "no image", "no adapter file"))
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"bad\.png is no image"):
         write_repository(saved, "user/my-cat", folder, [tmp_path / "bad.png"])
-    monkeypatch.setattr(repository, "MAX_PICTURES", 1)
+    monkeypatch.setattr(repository, "MAX_IMAGES", 1)
     save_png(Image.new("RGB", (8, 8)), tmp_path / "good.png")
-    with pytest.raises(UserError, match="2 pictures are more than a card shows: give at most 1"):
+    with pytest.raises(UserError, match="2 images are more than a card shows: give at most 1"):
         write_repository(saved, "user/my-cat", folder, [tmp_path / "good.png", tmp_path / "good.png"])
     assert not folder.exists()

@@ -28,7 +28,7 @@ def judges():
 
 @pytest.fixture(scope="module")
 def singles():
-    """Held-out scenes with one toy, and their pictures [12, 3, 64, 64]."""
+    """Held-out scenes with one toy, and their images [12, 3, 64, 64]."""
     scenes = [sample_scene(HELD_OUT_SCENES.start + n, num_toys=1) for n in range(12)]
     return scenes, render(scenes)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from infusion.concepts.concept import load_concept
 from infusion.toybox.backdrop import paint
 from infusion.toybox.captions import HOURS, PLACES, SIZE_WORDS, caption, mentions, plural, told_facts
-from infusion.toybox.concepts import concept_pictures, write_concept
+from infusion.toybox.concepts import concept_images, write_concept
 from infusion.toybox.render import render
 from infusion.toybox.scene import (
     ACCESSORIES,
@@ -198,7 +198,7 @@ def test_mentions_are_the_words_of_the_toys():
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_every_word_is_bound_to_its_toy(mirrored):
-    """Colours and patterns before each noun are that toy's, and what is told to be left is left in the picture."""
+    """Colours and patterns before each noun are that toy's, and what is told to be left is left in the image."""
     rng = random.Random(1)
     told_sides = 0
     for seed in range(300):
@@ -239,7 +239,7 @@ def test_a_concept_is_one_individual_in_one_place(tmp_path):
     concept = load_concept(tmp_path / "toy", class_noun=noun)
     assert len(concept.images) == 3 and all(mask is not None for mask in concept.masks)
     assert {image.size for image in concept.images} == {(64, 64)}
-    held_out, _ = concept_pictures(4, 2, backgrounds=["beach", "snow"], first=5)
+    held_out, _ = concept_images(4, 2, backgrounds=["beach", "snow"], first=5)
     assert all(isinstance(image, Image.Image) for image in held_out)
     assert held_out[0].tobytes() != concept.images[0].tobytes()
 

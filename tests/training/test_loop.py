@@ -69,9 +69,9 @@ def test_a_checkpoint_of_another_training_is_refused(base, concept, tmp_path):
         (Infusion(max_train_steps=3), None),
         (Infusion(max_train_steps=2), TrainingSettings(seed=5)),
     ):
-        with pytest.raises(UserError, match="another base, pictures or settings"):
+        with pytest.raises(UserError, match="another base, images or settings"):
             run(base, concept, method, settings, checkpoint)
-    with pytest.raises(UserError, match="another base, pictures or settings"):
+    with pytest.raises(UserError, match="another base, images or settings"):
         run(base, replace(concept, images=concept.images[::-1]), Infusion(max_train_steps=2), None, checkpoint)
 
 
@@ -91,7 +91,7 @@ def test_class_pictures_drawn_anew_may_differ_in_the_last_bit(base, concept, tmp
 
     steps(latents, stop_after=1)
     assert steps(latents.nextafter(2 * latents), stop_after=None) == [2]
-    with pytest.raises(UserError, match="another base, pictures or settings"):
+    with pytest.raises(UserError, match="another base, images or settings"):
         steps(latents[:1], stop_after=None)
 
 

@@ -27,7 +27,7 @@ def test_a_difference_is_told_as_it_is(base, concept, adapter, monkeypatch):
 def test_what_is_learnt_whole_is_shown_whole(base, concept, adapter, monkeypatch):
     monkeypatch.setattr("infusion.training.showcase.COMPARED", ("a {}",))
     page = training_page(base, adapter, concept, None, TrainingRecord(kept_step=75), {})
-    assert [(shown.mask, shown.coverage) for shown in page.training_pictures] == [(None, 1.0)] * 3
+    assert [(shown.mask, shown.coverage) for shown in page.training_images] == [(None, 1.0)] * 3
     assert "no mask: all of it is learnt" in render_page(page) and "in 75 training steps" in page.statement
 
 

@@ -10,7 +10,7 @@ from infusion.concepts.concept import Concept
 from infusion.errors import UserError
 from infusion.methods.infusion import Infusion
 from infusion.metrics.encoders import load_clip, load_image_encoder
-from infusion.toybox.concepts import concept_pictures
+from infusion.toybox.concepts import concept_images
 from infusion.training.loop import Progress
 from infusion.training.stopping import Check, Kept, SelfCheck, choose, train_until_best
 
@@ -150,7 +150,7 @@ def test_a_fresh_adapter_has_learnt_nothing_and_kept_all():
     from infusion.base import load_base
 
     base = load_base("toybox", device="cpu")
-    images, masks = concept_pictures(2, 2, class_noun="cat")
+    images, masks = concept_images(2, 2, class_noun="cat")
     toy = Concept("my-cat", "cat", tuple(images), tuple(masks), (None,) * 2, ("1", "2"), (), ("given",) * 2)
     rule = SelfCheck(base, toy, load_clip("toybox-a"), load_image_encoder("toybox-a"))
     adapter = Infusion().adapter(base, toy)
@@ -158,5 +158,5 @@ def test_a_fresh_adapter_has_learnt_nothing_and_kept_all():
     assert made.learnt == pytest.approx(0, abs=1e-4) and made.followed == pytest.approx(1, abs=1e-4)
     assert (made.step, made.loss) == (5, 0.2)
     drawn = rule._drawn("cat")
-    assert rule._told(drawn.flip(0)) < 0.5 * rule._told(drawn), "pictures of other prompts"
-    assert rule._told(rule._drawn("car")) < 0.8 * rule._told(drawn), "pictures of another class"
+    assert rule._told(drawn.flip(0)) < 0.5 * rule._told(drawn), "images of other prompts"
+    assert rule._told(rule._drawn("car")) < 0.8 * rule._told(drawn), "images of another class"

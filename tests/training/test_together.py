@@ -27,7 +27,7 @@ def base(base_dir):
 
 
 def job(base, concept, name, method=None, **settings):
-    """A concept of one picture, in the colour that is its name."""
+    """A concept of one image, in the colour that is its name."""
     image, mask = picture(name)
     learnt = replace(
         concept, name=name, images=(image,), masks=(mask,), captions=(None,), sources=("1",), mask_sources=("given",)

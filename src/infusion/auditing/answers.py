@@ -11,12 +11,12 @@ from infusion.metrics.prompts import mean_over_prompts
 from infusion.pages.numbers import format_figure, format_number, format_share
 
 _AS_MUCH = 0.9  # of the base's own: what is above that is as good as followed
-_LITTLE = 0.1  # of the way from the base's pictures of a class to the subject
+_LITTLE = 0.1  # of the way from the base's images of a class to the subject
 _RARE = 0.01  # a chance below which it is not taken for chance; three parts together are below 0.03
 _TIMES_ROUNDING = 10  # the base model's own divergence, in another batch, is one draw of rounding
-NEEDS_PICTURES = "This takes real pictures of the subject: give the folder it was trained on, --pictures FOLDER."
+NEEDS_IMAGES = "This takes real images of the subject: give the folder it was trained on, --images FOLDER."
 TOO_ALIKE = (
-    "The real pictures and the base model’s are too alike to make a scale of: give other pictures of the subject, or "
+    "The real images and the base model’s are too alike to make a scale of: give other images of the subject, or "
     "another --encoder."
 )
 
@@ -43,7 +43,7 @@ def answers(found: AuditResult) -> list[Answer]:
         Answer("class", "Did it leak into its class?", *_leaked(found), _OF_CLASS),
         Answer("world", "Did the rest of the world move?", *_moved(found), ("lfd_s1", "lfd_s4")),
         Answer("confined", "Is it confined to the subject?", *_confined(found), (*PARTS, "subject_found")),
-        Answer("copied", "Were training pictures copied?", *_copied(found), ("recalled", "copied", "collapse")),
+        Answer("copied", "Were training images copied?", *_copied(found), ("recalled", "copied", "collapse")),
     ]
 
 
@@ -53,10 +53,10 @@ _OF_CLASS = ("class_leak", "class_diversity", "lfd_s2", "lfd_s3")
 def _learnt(found: AuditResult) -> tuple[str, str]:
     identity = found.figure("identity")
     if identity is None:
-        return "Not measured", TOO_ALIKE if found.training else NEEDS_PICTURES
+        return "Not measured", TOO_ALIKE if found.training else NEEDS_IMAGES
     where = (
-        f"Its pictures stand at {format_figure(identity)} between the base model’s of a plain {found.class_noun}, 0, "
-        "and real pictures of the subject, 1"
+        f"Its images stand at {format_figure(identity)} between the base model’s of a plain {found.class_noun}, 0, "
+        "and real images of the subject, 1"
     )
     if identity.low > 1:
         return "More than learnt", f"{where}: above 1 is copying, not quality."
@@ -71,12 +71,12 @@ def _followed(found: AuditResult) -> tuple[str, str]:
     facts = found.figure("facts")
     figure, base = (found.figure(name := "facts" if facts else "text_alignment"), found.beside(name))
     if figure is None or base is None:
-        return "Not measured", "The pictures could not be compared with their prompts."
+        return "Not measured", "The images could not be compared with their prompts."
     told = (
-        f"Judges see {format_share(figure)} of what the prompts ask for; in the base model’s pictures of a plain "
+        f"Judges see {format_share(figure)} of what the prompts ask for; in the base model’s images of a plain "
         f"{found.class_noun}, {base:.0%}."
         if facts
-        else f"Pictures and prompts have a cosine of {format_figure(figure)}; the base model’s pictures of a plain "
+        else f"Images and prompts have a cosine of {format_figure(figure)}; the base model’s images of a plain "
         f"{found.class_noun}, {format_number(base)}."
     )
     if figure.low >= _AS_MUCH * base:
@@ -106,7 +106,7 @@ def _leaked(found: AuditResult) -> tuple[str, str]:
     if leak is not None and leak.low > 0 and leak.high >= _LITTLE:
         signs.append(f"{plain} has come nearer to the subject, by {format_figure(leak)} on the scale of identity")
     if diversity is not None and diversity.high < 1:
-        signs.append(f"pictures of {plain} differ among themselves {format_figure(diversity)} times as much as before")
+        signs.append(f"images of {plain} differ among themselves {format_figure(diversity)} times as much as before")
     if signs:
         return "Yes", _sentence(f"{' and '.join(signs)}; {moved}")
     if leak is None:
@@ -141,7 +141,7 @@ def _is_unmoved(found: AuditResult, name: str) -> bool:
 def _confined(found: AuditResult) -> tuple[str, str]:
     seen = [name for name in PARTS if found.figure(name) and name in found.own.chances]
     if not seen:
-        return "Not measured", "There are too few pictures to tell background, layout and style from the base model’s."
+        return "Not measured", "There are too few images to tell background, layout and style from the base model’s."
     beyond = [name for name in seen if found.own.chances[name] < min(_RARE, found.untouched.chances.get(name, 1))]
     words = _listed([PARTS[name] for name in beyond or seen])
     differ = "differs" if len(beyond or seen) == 1 else "differ"
@@ -150,26 +150,24 @@ def _confined(found: AuditResult) -> tuple[str, str]:
             f"{words} {differ} from the base model’s: chance makes such a difference less than once in 100 times"
         )
     return "As far as can be seen", (
-        f"As far as these pictures show, {words} {differ} no more from the base model’s than other seeds make them."
+        f"As far as these images show, {words} {differ} no more from the base model’s than other seeds make them."
     )
 
 
 def _copied(found: AuditResult) -> tuple[str, str]:
     copied = found.figure("copied")
     if copied is None:
-        return "Not measured", NEEDS_PICTURES
-    nearer = "nearer to a training picture than the real pictures are to each other"
+        return "Not measured", NEEDS_IMAGES
+    nearer = "nearer to a training image than the real images are to each other"
     again = found.figure("recalled")
     plain = ""
     if again is not None and found.recalled:
-        plain = f"From its words alone, {format_share(again)} of the pictures are a training picture over again. "
+        plain = f"From its words alone, {format_share(again)} of the images are a training image over again. "
     if copied.value == 0:
         none = share([False] * len(found.own.drawn.images))
-        told = (
-            f"None of the {none.num} pictures is {nearer}; that cannot rule out that up to {none.high:.0%} of all are."
-        )
+        told = f"None of the {none.num} images is {nearer}; that cannot rule out that up to {none.high:.0%} of all are."
     else:
-        told = f"{format_share(copied)} of the pictures are {nearer}."
+        told = f"{format_share(copied)} of the images are {nearer}."
     if copied.low > 0 or (again is not None and again.low > 0):
         return "Yes", plain + told
     some = copied.value > 0 or (again is not None and again.value > 0)

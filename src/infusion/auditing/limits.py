@@ -24,16 +24,16 @@ class Axis(NamedTuple):
 AXES: Mapping[str, Axis] = {
     axis.name: axis
     for axis in (
-        Axis("learnt", ("identity",), "identity: 0 the base model’s pictures, 1 real pictures of the subject"),
+        Axis("learnt", ("identity",), "identity: 0 the base model’s images, 1 real images of the subject"),
         Axis(
             "class", ("lfd_s2_relative", "lfd_s3_relative"), "how far predictions for the class and its siblings moved"
         ),
         Axis("world", ("lfd_s1_relative", "lfd_s4_relative"), "how far predictions for everything else moved"),
         Axis("confined", tuple(PARTS), "distance of background, layout or style, in units of other seeds’"),
-        Axis("copied", ("copied", "recalled"), "share of pictures that are a training picture over again"),
+        Axis("copied", ("copied", "recalled"), "share of images that are a training image over again"),
     )
 }
-NEED_PICTURES = ("learnt", "copied", "recalled", "identity", "image_alignment", "collapse", "class_leak")
+NEED_IMAGES = ("learnt", "copied", "recalled", "identity", "image_alignment", "collapse", "class_leak")
 
 
 def axis_figure(found: AuditResult, name: str) -> Figure | None:
@@ -67,11 +67,11 @@ class Limit(NamedTuple):
         return None
 
 
-def parse_limit(text: str, upwards: bool, has_pictures: bool) -> Limit:
+def parse_limit(text: str, upwards: bool, has_images: bool) -> Limit:
     """ "world=0.05" -> a limit.
 
     Raises:
-        UserError: no such axis or measure; no number; it takes pictures, and there are none.
+        UserError: no such axis or measure; no number; it takes images, and there are none.
     """
     name, _, value = text.partition("=")
     known = [*AXES, *BY_NAME]
@@ -80,8 +80,8 @@ def parse_limit(text: str, upwards: bool, has_pictures: bool) -> Limit:
             f'There is no axis "{name}".{nearest(name, known)} There are: {", ".join(AXES)}; and every measure by its '
             "name in the JSON file."
         )
-    if name in NEED_PICTURES and not has_pictures:
-        raise UserError(f"A limit of {name} takes real pictures of the subject: give --pictures FOLDER.")
+    if name in NEED_IMAGES and not has_images:
+        raise UserError(f"A limit of {name} takes real images of the subject: give --images FOLDER.")
     try:
         number = float(value)
     except ValueError:

@@ -27,14 +27,14 @@ NUM_CASES = 6
 _MOST_COPIES = 48
 _OF_OTHER_TOOLS = ("made by", "rank", "changes", "step")
 _LARGEST_PX = 256
-GIVE_PICTURES = (
-    "None were given. --pictures FOLDER, the folder it was trained on, adds whether it was learnt (identity), whether "
-    "its class took it over (class leak), and whether pictures were copied (copied, collapse)."
+GIVE_IMAGES = (
+    "None were given. --images FOLDER, the folder it was trained on, adds whether it was learnt (identity), whether "
+    "its class took it over (class leak), and whether images were copied (copied, collapse)."
 )
 NOTES_OF_ONE = (
-    "Without other real pictures of the subject, the training pictures among themselves are the 1 of identity and the "
-    "bar for copies; pictures taken in one place make that bar high.",
-    "Intervals are over prompts (for the plain class noun over pictures), and every picture begins with a noise of its "
+    "Without other real images of the subject, the training images among themselves are the 1 of identity and the "
+    "bar for copies; images taken in one place make that bar high.",
+    "Intervals are over prompts (for the plain class noun over images), and every image begins with a noise of its "
     "own: they say what other prompts and seeds would give, not other subjects, trainings or base models. What other "
     "seeds make of a distance is one draw of them; whether a distance is more than that is told by a permutation test.",
 )
@@ -62,7 +62,7 @@ class Case(NamedTuple):
 
 
 class Likeness(NamedTuple):
-    """A picture, and the training picture that it is most like. is_copy: more so than other real pictures ever are."""
+    """An image, and the training image that it is most like. is_copy: more so than other real images ever are."""
 
     prompt: str
     seed: int
@@ -106,15 +106,15 @@ def render_audit(found: AuditResult) -> str:
         facts=_facts(found),
         settings=_settings(found),
         notes=(NOTES[AGNOSTIC], NOTES[SPECIFIC], *NOTES_OF_ONE),
-        missing=None if found.training else GIVE_PICTURES,
+        missing=None if found.training else GIVE_IMAGES,
     )
 
 
 def _statement(found: AuditResult) -> str:
-    num_prompts, pictures = len(found.plan.prompts), format_count(found.plan.drawing.num_seeds, "picture")
+    num_prompts, images = len(found.plan.prompts), format_count(found.plan.drawing.num_seeds, "image")
     return (
         f"One particular {found.class_noun}, taught to the base model “{found.base}” by the method "
-        f"{found.about['method']}. Measured on {num_prompts} prompts × {pictures}, beside the base model’s of a "
+        f"{found.about['method']}. Measured on {num_prompts} prompts × {images}, beside the base model’s of a "
         f"plain {found.class_noun} from the same seeds."
     )
 
@@ -131,7 +131,7 @@ def _against(found: AuditResult, name: str) -> str:
     if beside is not None:
         against.append(f"{'other seeds' if name in found.nulls else 'base model'} {format_number(beside)}")
     if name == "identity":
-        against.append("real pictures 1")
+        against.append("real images 1")
     if chance is not None:
         against.append(f"p\u00a0=\u00a0{chance:.4f}")
     return ", ".join(against)
@@ -163,7 +163,7 @@ def _case(found: AuditResult, n: int) -> Case:
 
 
 def _nearest(found: AuditResult) -> list[Likeness]:
-    """The pictures most like a training picture, the likest first."""
+    """The images most like a training image, the likest first."""
     near = found.own.nearest
     if near is None:
         return []
@@ -181,7 +181,7 @@ def _nearest(found: AuditResult) -> list[Likeness]:
 
 
 def _plain(found: AuditResult) -> list[Likeness]:
-    """The pictures of the words alone nearest to a training picture, pixel by pixel."""
+    """The images of the words alone nearest to a training image, pixel by pixel."""
     if found.recalled is None:
         return []
     images, near = found.recalled
@@ -201,7 +201,7 @@ def _told_of_plain(found: AuditResult) -> str:
     near = found.recalled.found
     return (
         f"Drawn without guidance, {int(near.is_copy.sum())} of {len(near.distance)} are nearer than {near.bar:.3f} to "
-        "a training picture, half of what two training pictures differ by: a root mean square over the pixels."
+        "a training image, half of what two training images differ by: a root mean square over the pixels."
     )
 
 
@@ -209,8 +209,8 @@ def _told_of_nearest(found: AuditResult) -> str:
     if found.own.nearest is None:
         return ""
     num = int((found.own.nearest.cosine > found.own.never_nearer).sum())
-    bar = f"{found.own.never_nearer:.3f}, the most that the real pictures are like each other"
-    return f"{num} of {len(found.own.nearest.cosine)} pictures are beyond {bar}: those are suspected of being copies."
+    bar = f"{found.own.never_nearer:.3f}, the most that the real images are like each other"
+    return f"{num} of {len(found.own.nearest.cosine)} images are beyond {bar}: those are suspected of being copies."
 
 
 def shown(drawn: Tensor) -> Image.Image:

@@ -17,7 +17,7 @@ from infusion.training.stopping import Check
 
 
 class Plain(NamedTuple):
-    """Pictures [M, 3, H, W] drawn from the words for the subject alone, and the training pictures they are like."""
+    """Images [M, 3, H, W] drawn from the words for the subject alone, and the training images they are like."""
 
     images: Tensor
     found: Recalled
@@ -30,7 +30,7 @@ class AuditResult:
     name: what tables call it. about: what is known of the customization, by the keys of an adapter file's description;
     "words" where prompts say these instead of a placeholder. own, untouched: measures of it, and of the base model with
     the class noun in its place, with the same prompts and seeds. nulls: what finite samples alone make of a distance.
-    recalled: what it draws from the words for the subject alone; None without training: its real pictures, where they
+    recalled: what it draws from the words for the subject alone; None without training: its real images, where they
     were given. evaluators: who looked, by name.
     """
 

@@ -43,7 +43,7 @@ def audit(
     *,
     class_noun: str | None = None,
     trigger: str | None = None,
-    pictures: str | Path | None = None,
+    images: str | Path | None = None,
     quick: bool = False,
     scale: float = 1.0,
     work_dir: str | Path | None = None,
@@ -55,7 +55,7 @@ def audit(
         path: a LoRA, Textual Inversion, Custom Diffusion or adapter file, a fine-tuned pipeline or checkpoint; also a
             name on the Hub.
         class_noun, trigger: where the file does not say them: "cat", "sks cat".
-        pictures: a folder, the images it was trained on; adds identity, copies and class leak.
+        images: a folder, the images it was trained on; adds identity, copies and class leak.
         quick: few prompts and seeds: a minute, wide intervals.
         scale: how strongly it acts.
         work_dir: where what was drawn is kept, for the next audit; without one it is not kept.
@@ -66,14 +66,14 @@ def audit(
     target = given(Path(path), class_noun, trigger, scale)
     base = load_base(base) if isinstance(base, str) else base
     check_class_noun(base.id, target.class_noun)
-    concept = load_images(pictures, target.class_noun, target) if pictures is not None else None
-    images = [square(image, base.size_px) for image in concept.images] if concept else []
+    concept = load_images(images, target.class_noun, target) if images is not None else None
+    squares = [square(image, base.size_px) for image in concept.images] if concept else []
     plan = plan_for(target.class_noun, base.id == TOYBOX, quick)
     names = evaluator_names(base.id)
     evaluators = find_evaluators(names, base.device)
     with TemporaryDirectory(prefix="infusion-audit-") as temporary:
         folder = Path(work_dir) if work_dir is not None else Path(temporary)
-        shared = Audit(base, target.class_noun, plan, evaluators, names, images, folder)
+        shared = Audit(base, target.class_noun, plan, evaluators, names, squares, folder)
         return shared.of(target, opened(target, base))
 
 
@@ -96,18 +96,18 @@ def load_images(folder: str | Path, class_noun: str, target: AuditTarget) -> Con
     ours = target.about["concept_name"] if target.is_ours else None
     concept = load_concept(folder, class_noun, ours or "concept")
     if len(concept.images) < 2:
-        raise UserError(f"{folder} has one picture; a scale of likeness needs two or more of the same subject.")
+        raise UserError(f"{folder} has one image; a scale of likeness needs two or more of the same subject.")
     mistakes: list[str] = []
     for source, caption in zip(concept.sources, concept.captions, strict=True):
         with noting(mistakes, f"{source}: "):
             name_concept(caption or concept.placeholder, concept.placeholder, concept.class_noun)
     if mistakes and ours:
-        raise UserError(f'The pictures in {folder} are not of the class "{class_noun}". {mistakes[0]}')
+        raise UserError(f'The images in {folder} are not of the class "{class_noun}". {mistakes[0]}')
     return concept
 
 
 class Audit:
-    """Everything that audits on one base, of one class, share: the base's own pictures and measures.
+    """Everything that audits on one base, of one class, share: the base's own images and measures.
 
     folder: where drawn latents are kept, so that what was drawn before is not drawn again.
     """
@@ -140,7 +140,7 @@ class Audit:
         return self._untouched
 
     def num_to_draw(self, models: Sequence[AuditTarget]) -> int:
-        """How many pictures are not there yet."""
+        """How many images are not there yet."""
         plan, drawing = self.reference.plan, self.reference.plan.drawing
         asked, of_class, num = len(plan.prompt_of), drawing.num_class_pictures, drawing.latents_per_prompt
         probes = {"s1": plan.unrelated, "s2": plan.siblings, "s3": plan.prompts}
@@ -161,7 +161,7 @@ class Audit:
         return self.folder / digest_of([self.ground, one.key])
 
     def checked(self, one: AuditTarget, step: int, watched_by: str, look: Callable[[], Check]) -> Check:
-        """The check of a checkpoint: what `look` sees, or saw before with the same watching and training pictures."""
+        """The check of a checkpoint: what `look` sees, or saw before with the same watching and training images."""
         real = [hashlib.sha256(image.tobytes()).hexdigest() for image in self.training]
         seen = digest_of([infusion.__version__, self.base_digest, one.key, watched_by, real])
         path = self.folder / f"check-{seen}.json"  # whatever else is drawn of it

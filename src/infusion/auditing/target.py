@@ -124,7 +124,7 @@ def opened(one: AuditTarget, base: Base, any_base: bool = False, config: str | N
     own, token = customized(one.found, base.id, base.device, base.dtype, one.scale, config)
     if type(own.family) is not type(base.family) or own.latent_shape != base.latent_shape:
         raise UserError(
-            f"{one.found.path} is a model of the family {own.family.architecture} for pictures of {own.size_px} px, "
+            f"{one.found.path} is a model of the family {own.family.architecture} for images of {own.size_px} px, "
             f'and "{base.id}" is of {base.family.architecture} for {base.size_px} px: give the base it was made from.'
         )
     words = one.words

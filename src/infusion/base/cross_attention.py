@@ -41,7 +41,7 @@ class AttentionRecorder:
         if not self.layers:
             raise UserError(
                 "In this model image and text attend jointly, so its attention cannot say where the subject is: give "
-                "masks, in a folder masks/ among the pictures, or learn the pictures whole (--no-masked-loss)."
+                "masks, in a folder masks/ among the images, or learn the images whole (--no-masked-loss)."
             )
         self.attention_mask = attention_mask
         self.queries: dict[str, Tensor] = {}

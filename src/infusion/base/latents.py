@@ -1,4 +1,4 @@
-"""Pictures <-> latents."""
+"""Images <-> latents."""
 
 from collections.abc import Sequence
 
@@ -11,21 +11,21 @@ from infusion.base import Base
 
 
 def square(image: Image.Image, size_px: int) -> Image.Image:
-    """The middle square of a picture, `size_px` a side."""
+    """The middle square of an image, `size_px` a side."""
     return ImageOps.fit(image, (size_px, size_px), Image.Resampling.LANCZOS)
 
 
 @torch.no_grad()
 def encode_images(base: Base, images: Sequence[Image.Image]) -> Tensor:
-    """Pictures of one size -> latents [B, C, H, W], scaled as the denoiser expects them (the posterior's mode)."""
+    """Images of one size -> latents [B, C, H, W], scaled as the denoiser expects them (the posterior's mode)."""
     pixels = VaeImageProcessor(do_resize=False).preprocess(list(images)).to(base.device, base.vae.dtype)
-    encoded = [base.vae.encode(picture[None]) for picture in pixels]
+    encoded = [base.vae.encode(image[None]) for image in pixels]
     latents = [found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent for found in encoded]
     return (torch.cat(latents) - _shift(base)) * base.vae.config.scaling_factor
 
 
 class LazyLatents:
-    """Pictures of one size -> their latents [M, C, H, W] in fp32; each is encoded when it is first asked for."""
+    """Images of one size -> their latents [M, C, H, W] in fp32; each is encoded when it is first asked for."""
 
     def __init__(self, base: Base, images: Sequence[Image.Image]) -> None:
         self._base = base
@@ -45,7 +45,7 @@ class LazyLatents:
 
 @torch.no_grad()
 def decode_latents(base: Base, latents: Tensor) -> list[Image.Image]:
-    """Latents [B, C, H, W] -> pictures."""
+    """Latents [B, C, H, W] -> images."""
     scaled = latents.to(base.device, base.vae.dtype) / base.vae.config.scaling_factor + _shift(base)
     pixels = base.vae.decode(scaled, return_dict=False)[0]
     return VaeImageProcessor().postprocess(pixels.float(), output_type="pil")

@@ -108,12 +108,12 @@ class Base:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the latents of a picture of the size the model was made for."""
+        """(C, H, W) of the latents of an image of the size the model was made for."""
         return self.family.latent_shape(self.pipeline)
 
     @property
     def size_px(self) -> int:
-        """Side of the pictures the model was made for, in pixels."""
+        """Side of the images the model was made for, in pixels."""
         return self.latent_shape[1] * self.pixels_per_latent
 
     @property
@@ -122,7 +122,7 @@ class Base:
 
     @property
     def step_px(self) -> int:
-        """Sides of pictures are multiples of this many pixels, so that the network can halve or patch their latents."""
+        """Sides of images are multiples of this many pixels, so that the network can halve or patch their latents."""
         return self.pixels_per_latent * self.family.latent_step(self.network)
 
     @torch.no_grad()
@@ -257,7 +257,7 @@ def load_base(
 
 
 def _load_pipeline(path: str, dtype: torch.dtype, config: str | Path | None) -> Any:
-    """Without the parts that only look at finished pictures."""
+    """Without the parts that only look at finished images."""
     if is_single_file(path):
         return load_single_file(path, None if config is None else str(config), dtype)
     unneeded = DiffusionPipeline.load_config(path).keys() & {"safety_checker", "feature_extractor", "image_encoder"}

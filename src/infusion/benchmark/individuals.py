@@ -8,7 +8,7 @@ from infusion.concepts.concept import Concept
 from infusion.evaluation.drawing import to_tensor
 from infusion.evaluation.evaluate import ConceptImages
 from infusion.evaluation.plans import Plan
-from infusion.toybox.concepts import concept_pictures
+from infusion.toybox.concepts import concept_images
 from infusion.toybox.render import render
 from infusion.toybox.scene import BACKGROUNDS, STYLES, TIMES, concept_scene, individual
 
@@ -30,7 +30,7 @@ class Individual:
 
 def concept_of(one: Individual) -> Concept:
     """The individual's training images with their true masks, as a concept."""
-    images, masks = concept_pictures(one.seed, _NUM_TRAINING, class_noun=one.class_noun)
+    images, masks = concept_images(one.seed, _NUM_TRAINING, class_noun=one.class_noun)
     return Concept(
         name=f"toy-{one.seed}",
         class_noun=one.class_noun,
@@ -49,7 +49,7 @@ def real_images(one: Individual, plan: Plan) -> ConceptImages:
     """
 
     def rendered(num: int, first: int) -> Tensor:
-        images, _ = concept_pictures(one.seed, num, first=first, class_noun=one.class_noun)
+        images, _ = concept_images(one.seed, num, first=first, class_noun=one.class_noun)
         return to_tensor(images)
 
     who = individual(one.seed, one.class_noun)

@@ -33,7 +33,7 @@ _CHANCE = (
     "and what chance alone gives stands under a figure where it was measured."
 )
 LIMITS = (
-    "The embedded toy world answers exactly what is in a picture, so these figures can support or refute a "
+    "The embedded toy world answers exactly what is in an image, so these figures can support or refute a "
     "claim about a mechanism. They are not the paper’s numbers, and they predict none of them.",
     "Intervals are over individuals: they say what other individuals of these classes would give, not other prompts, "
     "seeds, base models or classes.",
@@ -86,7 +86,7 @@ def statement(results: Results) -> str:
     cells = [cell for some in results.cells.values() for cell in some.values()]
     seconds = sum(_seconds(cell) for cell in cells)
     counted = [_counted(results.specification, name) for name in ("prompts", "seeds")]
-    drawn = f"{sum(cell.num_images for cell in cells):,} pictures"
+    drawn = f"{sum(cell.num_images for cell in cells):,} images"
     if known := [text for text in counted if text]:
         drawn += f" ({' × '.join(known)} for each)"
     return (

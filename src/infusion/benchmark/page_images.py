@@ -103,7 +103,7 @@ def _images(cell: Cell, kind: str) -> list[Image.Image]:
     side = strip.height
     if strip.width != side * len(cell.tiles):
         raise UserError(
-            f"{path} is damaged: it is {strip.width} x {side} pixels, and {len(cell.tiles)} square pictures are to be "
+            f"{path} is damaged: it is {strip.width} x {side} pixels, and {len(cell.tiles)} square images are to be "
             f"in it. Delete {cell.path} and run the benchmark again."
         )
     return [strip.crop((place * side, 0, (place + 1) * side, side)) for place in places]

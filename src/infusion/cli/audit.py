@@ -72,9 +72,14 @@ def audit(
     trigger: Annotated[
         str | None, typer.Option(help='The words that name it in prompts: "sks cat". [default: what the file says]')
     ] = None,
-    pictures: Annotated[
+    images: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="The pictures it was trained on; adds identity, copies and class leak."),
+        typer.Option(
+            "--images",
+            "--pictures",
+            metavar="FOLDER",
+            help="The images it was trained on; adds identity, copies and class leak.",
+        ),
     ] = None,
     prompts: Annotated[
         Path | None,
@@ -83,7 +88,7 @@ def audit(
     scale: Annotated[float, typer.Option(min=0, max=10, help="How strongly it acts.")] = 1.0,
     quick: Annotated[bool, typer.Option("--quick", help="Few prompts and seeds: a minute, wide intervals.")] = False,
     seeds: Annotated[
-        int | None, typer.Option(min=1, max=_MOST_SEEDS, help="Pictures of every prompt. [default: 8, quick: 2]")
+        int | None, typer.Option(min=1, max=_MOST_SEEDS, help="Images of every prompt. [default: 8, quick: 2]")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="The page. [default: NAME-audit.html]")
@@ -107,10 +112,10 @@ def audit(
         typer.Option(metavar="AXIS=NUMBER", help="Exit code 3 if learnt or any measure is below; repeatable."),
     ] = None,
     beside_infusion: Annotated[
-        bool, typer.Option("--beside-infusion", help="Also train Infusion on the pictures, and compare.")
+        bool, typer.Option("--beside-infusion", help="Also train Infusion on the images, and compare.")
     ] = False,
     clip: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"Who reads pictures and prompts. [default: {DEFAULT_CLIP}]")
+        str | None, typer.Option(metavar="NAME", help=f"Who reads images and prompts. [default: {DEFAULT_CLIP}]")
     ] = None,
     encoder: Annotated[
         str | None, typer.Option(metavar="NAME", help=f"Who recognises the subject. [default: {DEFAULT_ENCODER}]")
@@ -145,11 +150,11 @@ def audit(
         name = base_of(base, found)
         check_noun(name, noun)
     with noting(mistakes):
-        concept = real_images(pictures, found, noun, is_run, beside_infusion)
+        concept = real_images(images, found, noun, is_run, beside_infusion)
     with noting(mistakes):
         wanted = read_prompts(prompts, noun) if prompts is not None else None
     with noting(mistakes):
-        limits = limits_of(fail_above, fail_below, pictures is not None)
+        limits = limits_of(fail_above, fail_below, images is not None)
     with noting(mistakes):
         check_choice("mixed_precision", mixed_precision, PRECISIONS)
     with noting(mistakes):
@@ -235,7 +240,7 @@ def _curve(
 
 
 def _infusion(console: "Console", base: "Base", concept: "Concept", work_dir: Path) -> "AuditTarget":
-    """Infusion, trained on the same pictures with its defaults, or as it was trained before."""
+    """Infusion, trained on the same images with its defaults, or as it was trained before."""
     from infusion.auditing.target import given
     from infusion.methods.adapter_file import save_adapter
     from infusion.methods.infusion import Infusion
@@ -243,10 +248,10 @@ def _infusion(console: "Console", base: "Base", concept: "Concept", work_dir: Pa
     from infusion.terminal import progress_bar
     from infusion.training.loop import train
 
-    pictures = hashlib.sha256("".join([base.digest(), concept.class_noun]).encode())
+    seen = hashlib.sha256("".join([base.digest(), concept.class_noun]).encode())
     for image in concept.images:
-        pictures.update(image.tobytes())
-    path = work_dir / f"infusion-{pictures.hexdigest()[:16]}.safetensors"
+        seen.update(image.tobytes())
+    path = work_dir / f"infusion-{seen.hexdigest()[:16]}.safetensors"
     if not path.exists():
         adapter = Infusion().adapter(base, concept)
         with progress_bar(console, "Training Infusion") as advance:
@@ -269,8 +274,8 @@ def _audited(
 
     total = shared.num_to_draw(found)
     plan = shared.reference.plan
-    told = f"{format_count(len(plan.prompts), 'prompt')} × {format_count(plan.drawing.num_seeds, 'picture')}"
-    console.print(f"{told}, {shared.reference.class_noun}: {format_count(total, 'picture')} to draw.")
+    told = f"{format_count(len(plan.prompts), 'prompt')} × {format_count(plan.drawing.num_seeds, 'image')}"
+    console.print(f"{told}, {shared.reference.class_noun}: {format_count(total, 'image')} to draw.")
     started, done, audited = time.monotonic(), 0, []
     with progress_bar(console, "Drawing") as advance:
 

@@ -61,33 +61,33 @@ def check_noun(base: str | None, class_noun: str | None) -> None:
 def real_images(
     folder: Path | None, found: "Sequence[AuditTarget]", class_noun: str | None, is_run: bool, beside_infusion: bool
 ) -> "Concept | None":
-    """The real pictures; a caption that tells of another thing than a file of ours is a folder given by mistake."""
+    """The real images; a caption that tells of another thing than a file of ours is a folder given by mistake."""
     from infusion.concepts.concept import load_concept
 
     if folder is None:
         if is_run or beside_infusion:
             wanted = "To choose among checkpoints" if is_run else "To train Infusion beside it"
-            raise UserError(f"{wanted} takes the pictures of the subject: give --pictures FOLDER.")
+            raise UserError(f"{wanted} takes the images of the subject: give --images FOLDER.")
         return None
     ours = next((one.about["concept_name"] for one in found if one.is_ours), None)
     concept = load_concept(folder, class_noun or "thing", ours or "concept")
     for warning in concept.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if len(concept.images) < 2:
-        raise UserError(f"{folder} has one picture; a scale of likeness needs two or more of the same subject.")
+        raise UserError(f"{folder} has one image; a scale of likeness needs two or more of the same subject.")
     if ours or beside_infusion:
         try:
             check_captions(concept)
         except UserError as error:
-            raise UserError(f'The pictures in {folder} are not of the class "{class_noun}". {error}') from error
+            raise UserError(f'The images in {folder} are not of the class "{class_noun}". {error}') from error
     return concept
 
 
-def limits_of(above: list[str] | None, below: list[str] | None, has_pictures: bool) -> "list[Limit]":
+def limits_of(above: list[str] | None, below: list[str] | None, has_images: bool) -> "list[Limit]":
     from infusion.auditing.limits import parse_limit
 
-    upper = [parse_limit(text, True, has_pictures) for text in above or ()]
-    return upper + [parse_limit(text, False, has_pictures) for text in below or ()]
+    upper = [parse_limit(text, True, has_images) for text in above or ()]
+    return upper + [parse_limit(text, False, has_images) for text in below or ()]
 
 
 def page_of(paths: Sequence[Path]) -> Path:

@@ -32,7 +32,7 @@ def demo(
     try:
         class_noun = write_concept(seed, pictures)
     except OSError as error:
-        raise UserError(f"The pictures cannot be written to {pictures}: {error.strerror}.") from error
+        raise UserError(f"The images cannot be written to {pictures}: {error.strerror}.") from error
     name = f"my-{slug(class_noun)}"
     adapter = output_dir / f"{name}.safetensors"
     words = [
@@ -50,7 +50,7 @@ def demo(
         str(page),
     ]
     console = plain_console()
-    console.print(f"Five pictures of a {class_noun} that the embedded model has never seen are in {pictures}. Now:")
+    console.print(f"Five images of a {class_noun} that the embedded model has never seen are in {pictures}. Now:")
     console.print(f"  {shlex.join(['infusion', *words])}")
     options = TrainOptions(pictures, class_noun, name, output=adapter, page=page)
     train_one(options, lambda: method_and_training({"learning_rate": DEMO_LEARNING_RATE}, [], None))

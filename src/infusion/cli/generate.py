@@ -36,19 +36,19 @@ def generate(
         list[Path] | None,
         typer.Option(metavar="FILE", help="An adapter file, or user/repo on the Hub; repeatable.", show_default=False),
     ] = None,
-    output_dir: Annotated[
-        Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Where the pictures go.")
-    ] = Path("out"),
-    seed: Annotated[str, typer.Option(help="One picture of each prompt for every seed: 42, 1,5,9 or 0..7.")] = "0",
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Where the images go.")] = Path(
+        "out"
+    ),
+    seed: Annotated[str, typer.Option(help="One image of each prompt for every seed: 42, 1,5,9 or 0..7.")] = "0",
     base: Annotated[
         str | None,
         typer.Option(metavar="NAME", help=f"{BASES} [default: the first concept's]"),
     ] = None,
     base_config: BaseConfigOption = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What the pictures are to keep away from.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What the images are to keep away from.")] = None,
     num_inference_steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Steps of the sampler.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="Classifier-free guidance; 1 is none.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures drawn at a time.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images drawn at a time.")] = None,
     lock_until: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Share of the steps that follow the base's attention; less is faster."),
@@ -175,4 +175,4 @@ def _draw(
     if len(wanted) > 1:
         grid = contact_sheet(rows, column_labels=[str(seed) for seed in seeds[:_GRID_COLUMNS]])
         save_png(grid, output_dir / "grid.png")
-    console.print(f"{len(wanted)} picture{'s' if len(wanted) > 1 else ''} in {output_dir}.")
+    console.print(f"{len(wanted)} image{'s' if len(wanted) > 1 else ''} in {output_dir}.")

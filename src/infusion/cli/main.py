@@ -19,7 +19,7 @@ from infusion.cli.train import train
 from infusion.errors import UserError
 
 app = typer.Typer(
-    help="Teach a diffusion model one thing from a few pictures, and see what that did to everything else it knows.",
+    help="Teach a diffusion model one thing from a few images, and see what that did to everything else it knows.",
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,

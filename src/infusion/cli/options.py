@@ -1,4 +1,4 @@
-"""Names on a command line -> the base model, and who looks at pictures."""
+"""Names on a command line -> the base model, and who looks at images."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
@@ -58,7 +58,7 @@ def load_base_on(
 
 
 def watching_encoders(base: str, clip: str | None, encoder: str | None) -> tuple[str, str]:
-    """Who looks at the pictures of a training or a run, to choose a step: a CLIP and an encoder.
+    """Who looks at the images of a training or a run, to choose a step: a CLIP and an encoder.
 
     Set b of the toybox is left to judge the result.
     """
@@ -69,7 +69,7 @@ def watching_encoders(base: str, clip: str | None, encoder: str | None) -> tuple
 def find_evaluators(
     console: "Console", base: str, clip: str | None, encoder: str | None, device: "torch.device"
 ) -> "tuple[Evaluators, dict[str, str | None]]":
-    """Who looks at the pictures, and their names."""
+    """Who looks at the images, and their names."""
     from infusion.evaluation import evaluators
 
     names = evaluator_names(base, clip, encoder)

@@ -1,4 +1,4 @@
-"""Words on a command line -> what a folder of pictures is understood to be: `infusion prepare`."""
+"""Words on a command line -> what a folder of images is understood to be: `infusion prepare`."""
 
 import shlex
 import sys
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CropOption = Annotated[
     str,
     typer.Option(
-        help='What is seen of a picture: "square", its middle square, or "buckets", its middle in the nearest of some '
+        help='What is seen of an image: "square", its middle square, or "buckets", its middle in the nearest of some '
         "shapes as large as the square."
     ),
 ]
@@ -27,7 +27,7 @@ SegmenterOption = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help='Who finds the subject in pictures without a mask: "attention", the base itself; a CLIPSeg, by folder or '
+        help='Who finds the subject in images without a mask: "attention", the base itself; a CLIPSeg, by folder or '
         'hub id; or "auto": CIDAS/clipseg-rd64-refined if it is in the local cache and the base is not the toybox, '
         "else the base.",
     ),
@@ -43,7 +43,7 @@ def find_masks(concept: "Concept", base: "Base", segmenter: str) -> "Concept":
 
     if segmenter != "auto":
         found = segmented(concept, load_segmenter(segmenter, base.device))
-    elif base.id == "toybox":  # whose pictures no CLIPSeg has seen
+    elif base.id == "toybox":  # whose images no CLIPSeg has seen
         return concept
     else:
         try:
@@ -56,7 +56,7 @@ def find_masks(concept: "Concept", base: "Base", segmenter: str) -> "Concept":
 
 
 def prepare(
-    folder: Annotated[Path, typer.Argument(help="The folder of pictures, or a JSON list of concepts.")],
+    folder: Annotated[Path, typer.Argument(help="The folder of images, or a JSON list of concepts.")],
     class_noun: Annotated[
         str | None, typer.Option(help="What kind of thing it is: cat. [default: what the folder says, if it does]")
     ] = None,
@@ -69,7 +69,7 @@ def prepare(
         Path | None, typer.Option(metavar="FILE", help="The sheet, a PNG file. [default: NAME-sheet.png]")
     ] = None,
     masks: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Masks with the names of the pictures; white is learnt.")
+        Path | None, typer.Option(metavar="DIR", help="Masks with the names of the images; white is learnt.")
     ] = None,
     segmenter: SegmenterOption = "auto",
     crop: CropOption = "square",
@@ -87,7 +87,7 @@ def prepare(
 
     listed = folder.suffix.lower() == ".json" and folder.is_file()
     if listed and (class_noun or name or masks or sheet):
-        raise UserError(f"{folder} lists concepts, with their own names and pictures: leave these options out.")
+        raise UserError(f"{folder} lists concepts, with their own names and images: leave these options out.")
     concepts = load_concepts(folder) if listed else [load_concept(folder, class_noun, name, masks)]
     sheets = [sheet or Path(f"{concept.name}-sheet.png") for concept in concepts]
     for path in sheets:
@@ -108,16 +108,16 @@ def _prepare(
     from infusion.concepts.sheet import seen, sheet, write_folder
     from infusion.files import save_png
 
-    pictures = seen(base, concept, crop)
+    images = seen(base, concept, crop)
     console.print(f"{concept.placeholder}, a {concept.class_noun}:")
-    longest = max(len(picture.source) for picture in pictures)
-    for picture in pictures:
-        width, height = picture.image.size
-        learnt = f"{picture.mask.coverage:4.0%} learnt ({picture.mask.source})"
-        told = [f"{width} x {height} px", learnt, picture.caption or "no caption", *picture.notes]
-        console.print(f"  {picture.source:{longest}}  {'; '.join(told)}")
+    longest = max(len(image.source) for image in images)
+    for image in images:
+        width, height = image.image.size
+        learnt = f"{image.mask.coverage:4.0%} learnt ({image.mask.source})"
+        told = [f"{width} x {height} px", learnt, image.caption or "no caption", *image.notes]
+        console.print(f"  {image.source:{longest}}  {'; '.join(told)}")
     if output_dir is not None:
         write_folder(concept, output_dir)
         console.print(f"{output_dir}: the same in one layout. Try: infusion train {shlex.quote(str(output_dir))}")
-    save_png(sheet(concept, pictures), path)
-    console.print(f"{path}: every picture as training sees it; what is tinted is not learnt.")
+    save_png(sheet(concept, images), path)
+    console.print(f"{path}: every image as training sees it; what is tinted is not learnt.")

@@ -14,10 +14,14 @@ def push(
         str, typer.Argument(metavar="USER/REPO", help="A model repository; made if new.", show_default=False)
     ],
     private: Annotated[bool, typer.Option("--private", help="A new repository is for you only.")] = False,
-    pictures: Annotated[
+    images: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="PATH", help="A picture for the card, or a folder of them; repeatable.", show_default=False
+            "--images",
+            "--pictures",
+            metavar="PATH",
+            help="An image for the card, or a folder of them; repeatable.",
+            show_default=False,
         ),
     ] = None,
     evaluation: Annotated[
@@ -40,12 +44,12 @@ def push(
     if not dry_run:
         if output_dir is not None:
             raise UserError("--output-dir is where --dry-run writes; give both, or neither.")
-        address = push_adapter(adapter, repo_id, pictures or (), evaluation, private, message)
+        address = push_adapter(adapter, repo_id, images or (), evaluation, private, message)
         console.print(f"{address}: {adapter}, with its model card. Try: infusion show {repo_id}")
         return
     folder = output_dir or Path(adapter.with_suffix(".hub").name)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; remove it, or give another folder: --output-dir.")
-    for path in write_repository(adapter, repo_id, folder, pictures or (), evaluation):
+    for path in write_repository(adapter, repo_id, folder, images or (), evaluation):
         console.print(f"{path}: {path.stat().st_size:,} bytes")
     console.print(f"This would be {repo_id}; nothing was uploaded.")

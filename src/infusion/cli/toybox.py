@@ -1,4 +1,4 @@
-"""Words on a command line -> pictures and figures of the embedded world: `infusion toybox ...`."""
+"""Words on a command line -> images and figures of the embedded world: `infusion toybox ...`."""
 
 import json
 import shlex
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     from infusion.toybox.scene import Scene
 
 toybox = typer.Typer(
-    help="The embedded world: its pictures, its individuals, and how good its model is.",
+    help="The embedded world: its images, its individuals, and how good its model is.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-SizeOption = Annotated[int, typer.Option("--size-px", min=16, max=1024, help="Side of the pictures in pixels.")]
+SizeOption = Annotated[int, typer.Option("--size-px", min=16, max=1024, help="Side of the images in pixels.")]
 OutputOption = Annotated[Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Where the files go.")]
 _SHEET_COLUMNS = 10
 
 
 @toybox.command()
 def render(
-    count: Annotated[int, typer.Argument(min=1, max=100_000, help="How many pictures.")] = 16,
+    count: Annotated[int, typer.Argument(min=1, max=100_000, help="How many images.")] = 16,
     output_dir: OutputOption = Path("toybox"),
     first_seed: Annotated[int, typer.Option(min=0, help="Scenes first-seed, first-seed + 1 ... are drawn.")] = 0,
     size_px: SizeOption = 64,
 ) -> None:
-    """Pictures of the world, with captions and everything that is true of them."""
+    """Images of the world, with captions and everything that is true of them."""
     import time
 
     from infusion.files import check_writable
@@ -46,7 +46,7 @@ def render(
             before = done if before is None else before
             left = (time.monotonic() - started) / max(1, done - before) * (count - done)
             advance(done, count, f"{format_seconds(left)} left" if before < done < count else "")
-    console.print(f"{count} pictures in {output_dir}; facts of all of them in {output_dir / 'metadata.jsonl'}.")
+    console.print(f"{count} images in {output_dir}; facts of all of them in {output_dir / 'metadata.jsonl'}.")
 
 
 @toybox.command()
@@ -55,12 +55,12 @@ def concept(
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", "-o", metavar="DIR", help="[default: toy-SEED]")
     ] = None,
-    num_images: Annotated[int, typer.Option(min=1, max=100, help="Training pictures.")] = 5,
-    num_held_out: Annotated[int, typer.Option(min=0, max=1000, help="Pictures in other poses and places.")] = 20,
+    num_images: Annotated[int, typer.Option(min=1, max=100, help="Training images.")] = 5,
+    num_held_out: Annotated[int, typer.Option(min=0, max=1000, help="Images in other poses and places.")] = 20,
     class_noun: Annotated[str | None, typer.Option(help="[default: drawn from the seed]")] = None,
     size_px: SizeOption = 64,
 ) -> None:
-    """One individual: a folder to train on, and held-out pictures in other poses and places."""
+    """One individual: a folder to train on, and held-out images in other poses and places."""
     from dataclasses import asdict
 
     from infusion.concepts.concept import slug
@@ -85,7 +85,7 @@ def concept(
     about = {"seed": seed, "training_background": training_background(seed), "individual": asdict(who)}
     with whole_file(folder / "about.json") as file:
         file.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    print(f"{train}: {num_images} pictures of one {who.class_noun}, with masks.")
+    print(f"{train}: {num_images} images of one {who.class_noun}, with masks.")
     if num_held_out:
         print(f"{held_out}: {num_held_out} others, in other poses and places.")
     if seed >= FIRST_RESERVED_CONCEPT:
@@ -190,7 +190,7 @@ def gates(
     console.print(table(measured))
     how = {"guidance_scale": GUIDANCE_SCALE, "num_inference_steps": NUM_INFERENCE_STEPS, "judges": judges}
     write_gates(output_dir / "gates.json", measured, how)
-    console.print(f"{output_dir}: the pictures and {output_dir / 'gates.json'}.")
+    console.print(f"{output_dir}: the images and {output_dir / 'gates.json'}.")
     if write:
         write_gates(model_dir / "gates.json", measured, how)
         write_card(model_dir)
@@ -203,7 +203,7 @@ def sheet(
     seed: Annotated[int, typer.Option(min=0, max=FIRST_RESERVED_CONCEPT - 2, help="Another sheet.")] = 7,
     size_px: SizeOption = 96,
 ) -> None:
-    """One picture that shows what is in the world."""
+    """One image that shows what is in the world."""
     from infusion.files import check_writable, save_png
     from infusion.pages.images import contact_sheet
     from infusion.toybox.concepts import to_image

@@ -20,7 +20,7 @@ def train(
     folder: Annotated[
         Path,
         typer.Argument(
-            help="The folder of pictures; or a folder of such folders, or a JSON list, of concepts to learn together.",
+            help="The folder of images; or a folder of such folders, or a JSON list, of concepts to learn together.",
             show_default=False,
         ),
     ],
@@ -48,7 +48,7 @@ def train(
     ] = None,
     masks: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Masks with the names of the pictures; white is learnt."),
+        typer.Option(metavar="DIR", help="Masks with the names of the images; white is learnt."),
     ] = None,
     segmenter: SegmenterOption = "auto",
     crop: CropOption = "square",
@@ -82,7 +82,7 @@ def train(
         typer.Option("--gradient-checkpointing", help="Less memory, more time: layers run again for gradients."),
     ] = False,
     preview_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps between preview pictures. [default: none]")
+        int | None, typer.Option(min=1, help="Steps between preview images. [default: none]")
     ] = None,
     resume: Annotated[
         bool, typer.Option(help="Go on from the checkpoint of an interrupted run, if there is one.")
@@ -90,7 +90,7 @@ def train(
     stop: Annotated[
         str,
         typer.Option(
-            help='Which step is kept: "last", or "auto": every 25 steps the training looks at pictures of its own, '
+            help='Which step is kept: "last", or "auto": every 25 steps the training looks at images of its own, '
             "keeps the best step, and ends when nothing gets better."
         ),
     ] = "last",
@@ -101,7 +101,7 @@ def train(
         str | None, typer.Option(metavar="NAME", help="The encoder that --stop auto looks with. [default: by the base]")
     ] = None,
     page: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also draw pictures and show them on one HTML page.")
+        Path | None, typer.Option(metavar="FILE", help="Also draw images and show them on one HTML page.")
     ] = None,
     report_to: Annotated[
         str | None, typer.Option(metavar="TRACKER", help="tensorboard, wandb, trackio ...: where losses are shown.")
@@ -112,7 +112,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print what would be done.")] = False,
     device: DeviceOption = None,
 ) -> None:
-    """Learn one concept from a folder of pictures, or many from a folder of such folders."""
+    """Learn one concept from a folder of images, or many from a folder of such folders."""
     from infusion.cli.train_folder import train_folder
     from infusion.cli.train_one import train_one
     from infusion.concepts.list import holds_concepts

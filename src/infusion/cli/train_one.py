@@ -159,7 +159,7 @@ class _Run:
         if self.method.masked_loss:
             self.concept = find_masks(self.concept, base, self.options.segmenter)
             self.masks = subject_masks(base, self.concept, self.options.crop)
-        console.print(_described_masks(self.masks) if self.masks else "The pictures are learnt whole, without masks.")
+        console.print(_described_masks(self.masks) if self.masks else "The images are learnt whole, without masks.")
 
     def _train(self, console: "Console", base: "Base", adapter: "Adapter") -> "TrainingRecord":
         from infusion.training.loop import train
@@ -236,7 +236,7 @@ def _with_progress(
 ) -> "TrainingRecord":
     """Train with a progress bar. KeyboardInterrupt, with a checkpoint written, when it was asked to stop.
 
-    preview: the pictures to show of a step, if any.
+    preview: the images to show of a step, if any.
     """
     from infusion.pages.numbers import format_seconds
     from infusion.terminal import progress_bar
@@ -265,7 +265,7 @@ def _with_progress(
                 raise KeyboardInterrupt
     if kept and kept.states:
         record.kept_step = kept.best.step
-        console.print(f"Kept: step {kept.best.step} of {kept.checks[-1].step}, the best by its own pictures.")
+        console.print(f"Kept: step {kept.best.step} of {kept.checks[-1].step}, the best by its own images.")
     record.seconds = time.monotonic() - started
     return record
 
@@ -273,13 +273,13 @@ def _with_progress(
 def _stop_rule(
     console: "Console", base: "Base", concept: "Concept", clip: str | None, encoder: str | None, kept_path: Path
 ) -> "tuple[SelfCheck, Kept]":
-    """Who looks at the pictures of a training that stops by itself, and what it found before."""
+    """Who looks at the images of a training that stops by itself, and what it found before."""
     from infusion.metrics.encoders import load_clip, load_image_encoder
     from infusion.training.stopping import Kept, SelfCheck, looked_with
 
     names = watching_encoders(base.id, clip, encoder)
     kept = Kept(kept_path, looked_with(*names))
-    console.print(f"Pictures are looked at by {' and '.join(dict.fromkeys(names))}.")
+    console.print(f"Images are looked at by {' and '.join(dict.fromkeys(names))}.")
     rule = SelfCheck(base, concept, load_clip(names[0], base.device), load_image_encoder(names[1], base.device))
     return rule, kept
 
@@ -290,18 +290,18 @@ def _remove(*paths: Path) -> None:
 
 
 def _class_latents(console: "Console", base: "Base", adapter: "Adapter") -> "Tensor | None":
-    """The pictures of the class that prior preservation trains beside the concept; None for methods without it."""
+    """The images of the class that prior preservation trains beside the concept; None for methods without it."""
     from infusion.training.loop import draw_class
 
     method = adapter.method
     if method.prior_preservation_weight == 0:
         return None
-    console.print(f"Drawing {method.num_class_images} pictures of the class, so that it is kept ...")
+    console.print(f"Drawing {method.num_class_images} images of the class, so that it is kept ...")
     return draw_class(base, adapter.class_noun, method.num_class_images)
 
 
 def _preview(base: "Base", adapter: "Adapter", previews_dir: Path, every: int, step: int) -> "list[Preview]":
-    """Pictures after every so many steps, also written into a folder."""
+    """Images after every so many steps, also written into a folder."""
     from infusion.files import save_png
     from infusion.generation.pipeline import generate as generate_images
     from infusion.pages.images import grid
@@ -317,12 +317,12 @@ def _preview(base: "Base", adapter: "Adapter", previews_dir: Path, every: int, s
 def _described(concept: "Concept") -> str:
     number = len(concept.images)
     captions = sum(caption is not None for caption in concept.captions)
-    told = f"{concept.placeholder}: {number} picture{'s' if number > 1 else ''} of one {concept.class_noun}"
+    told = f"{concept.placeholder}: {number} image{'s' if number > 1 else ''} of one {concept.class_noun}"
     return told + (f", {captions} with captions." if captions else ".")
 
 
 def _described_masks(masks: "Sequence[SubjectMask]") -> str:
-    """Where the masks come from and how much of the pictures they cover."""
+    """Where the masks come from and how much of the images they cover."""
     sources = [mask.source for mask in masks]
     words = {
         "given": "given",
@@ -333,4 +333,4 @@ def _described_masks(masks: "Sequence[SubjectMask]") -> str:
     counts = ", ".join(f"{sources.count(source)} {words[source]}" for source in dict.fromkeys(sources))
     shares = [100 * mask.coverage for mask in masks]
     mean = sum(shares) / len(shares)
-    return f"Masks: {counts}; they cover {mean:.0f}% of the pictures ({min(shares):.0f} to {max(shares):.0f}%)."
+    return f"Masks: {counts}; they cover {mean:.0f}% of the images ({min(shares):.0f} to {max(shares):.0f}%)."

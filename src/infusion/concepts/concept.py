@@ -1,4 +1,4 @@
-"""A folder of images -> Concept: pictures, masks, captions, class noun, placeholder."""
+"""A folder of images -> Concept: images, masks, captions, class noun, placeholder."""
 
 import os
 import re
@@ -9,10 +9,10 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from infusion.concepts.folder import ConceptFolder, survey
-from infusion.concepts.picture_files import Unreadable, is_black, read_mask, read_picture
+from infusion.concepts.image_files import Unreadable, is_black, read_image, read_mask
 from infusion.errors import UserError, all_at_once
 
-MAX_PICTURES = 1000
+MAX_IMAGES = 1000
 MAX_NAME_LENGTH = 64
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -24,12 +24,12 @@ _RESERVED = re.compile(
 
 @dataclass(frozen=True)
 class Concept:
-    """One thing to learn, from its pictures.
+    """One thing to learn, from its images.
 
-    `images`, `masks`, `captions`, `sources` and `mask_sources` have one entry per picture. Images are RGB and
-    upright. Masks have the size of their picture, mode L, white means: learn; None where there is none.
-    `mask_sources` say "given" (a file), "alpha" (the picture's own alpha channel) or None. `sources` are the
-    pictures' paths within their folder. `warnings` are sentences for the person.
+    `images`, `masks`, `captions`, `sources` and `mask_sources` have one entry per image. Images are RGB and
+    upright. Masks have the size of their image, mode L, white means: learn; None where there is none.
+    `mask_sources` say "given" (a file), "alpha" (the image's own alpha channel) or None. `sources` are the
+    images' paths within their folder. `warnings` are sentences for the person.
     """
 
     name: str
@@ -53,27 +53,27 @@ def load_concept(
     name: str | None = None,
     masks_dir: str | os.PathLike[str] | None = None,
 ) -> Concept:
-    """Read the pictures of one thing, in natural order, with the captions and masks that go with them.
+    """Read the images of one thing, in natural order, with the captions and masks that go with them.
 
     Args:
-        folder: holds the pictures, or names them in a `metadata.jsonl` or `metadata.csv`, or is a kohya folder whose
+        folder: holds the images, or names them in a `metadata.jsonl` or `metadata.csv`, or is a kohya folder whose
             one sub-folder `10_token class/` holds them.
         class_noun: what kind of thing it is, in a word or two the base model knows: "cat". Where it is not given,
             the folder's `concept.json` or kohya's folder name has to tell.
         name: what it is called in prompts; where it is not given, what `concept.json` says, or the folder's name.
-        masks_dir: holds masks with the file stems of the pictures. Without it: the masks that the metadata name, else
-            a `masks/` folder among the pictures, else `stem-masklabel.png` beside each, else its alpha channel, else
+        masks_dir: holds masks with the file stems of the images. Without it: the masks that the metadata name, else
+            a `masks/` folder among the images, else `stem-masklabel.png` beside each, else its alpha channel, else
             None.
 
     Raises:
-        UserError: no picture can be read, a mask does not fit, the noun or the name cannot be used.
+        UserError: no image can be read, a mask does not fit, the noun or the name cannot be used.
     """
     if class_noun is not None:
         class_noun = checked_class_noun(class_noun)
     found = survey(Path(folder), Path(masks_dir) if masks_dir is not None else None)
-    if len(found.pictures) > MAX_PICTURES:
+    if len(found.images) > MAX_IMAGES:
         raise UserError(
-            f"{folder} has {len(found.pictures)} pictures; at most {MAX_PICTURES} are read. "
+            f"{folder} has {len(found.images)} images; at most {MAX_IMAGES} are read. "
             "Choose the best ones: 3 to 20 are plenty."
         )
     class_noun = class_noun or _class_noun_of(found, folder)
@@ -81,27 +81,27 @@ def load_concept(
     notes = list(found.notes)
     read: list[tuple[Image.Image, Image.Image | None, str | None, str, str | None]] = []
     mistakes: list[str] = []
-    for picture in found.pictures:
+    for file in found.images:
         try:
-            image, alpha, full_size = read_picture(picture.path, picture.source, notes)
-            given = picture.mask_path
-            mask = alpha if given is None else read_mask(given, picture.source, image, full_size)
+            image, alpha, full_size = read_image(file.path, file.source, notes)
+            given = file.mask_path
+            mask = alpha if given is None else read_mask(given, file.source, image, full_size)
         except Unreadable as error:
-            notes.append(f"{picture.source} is skipped: {error}.")
+            notes.append(f"{file.source} is skipped: {error}.")
             continue
         except UserError as error:
             mistakes.append(str(error))
             continue
         if given is None and found.masks_dir is not None:
-            notes.append(f"{picture.source} has no mask in {found.masks_dir}.")
+            notes.append(f"{file.source} has no mask in {found.masks_dir}.")
         if mask is not None and is_black(ImageOps.fit(mask, (64, 64))):
-            notes.append(f"The mask of {picture.source} marks nothing in its middle square: see --crop.")
+            notes.append(f"The mask of {file.source} marks nothing in its middle square: see --crop.")
         mask_source = "given" if given is not None else "alpha" if mask is not None else None
-        read.append((image, mask, picture.caption, picture.source, mask_source))
+        read.append((image, mask, file.caption, file.source, mask_source))
     if mistakes:
-        raise all_at_once(mistakes, "the pictures")
+        raise all_at_once(mistakes, "the images")
     if not read:
-        raise UserError(f"No picture in {folder} can be read: " + " ".join(notes))
+        raise UserError(f"No image in {folder} can be read: " + " ".join(notes))
     images, masks, texts, sources, mask_sources = zip(*read, strict=True)
     return Concept(name, class_noun, images, masks, texts, sources, tuple(notes), mask_sources)
 
@@ -109,7 +109,7 @@ def load_concept(
 def _class_noun_of(found: ConceptFolder, folder: str | os.PathLike[str]) -> str:
     if found.class_noun is None:
         raise UserError(
-            f"Nothing says what kind of thing the pictures in {folder} show. "
+            f"Nothing says what kind of thing the images in {folder} show. "
             "Give its class noun, a word or two that the base model knows: --class-noun cat."
         )
     return checked_class_noun(found.class_noun)

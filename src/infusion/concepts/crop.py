@@ -1,4 +1,4 @@
-"""Pictures of any shape -> pictures of the shapes that a base is trained on."""
+"""Images of any shape -> images of the shapes that a base is trained on."""
 
 from diffusers.training_utils import find_nearest_bucket
 from PIL import Image, ImageOps
@@ -11,12 +11,12 @@ CROPS = ("square", "buckets")
 
 
 def cropped(image: Image.Image, base: Base, crop: str = "square") -> Image.Image:
-    """The middle of a picture, as training sees it."""
+    """The middle of an image, as training sees it."""
     return ImageOps.fit(image, training_size(image.size, base, crop), Image.Resampling.LANCZOS)
 
 
 def training_size(size: tuple[int, int], base: Base, crop: str = "square") -> tuple[int, int]:
-    """Width and height in which a picture of this width and height is trained on.
+    """Width and height in which an image of this width and height is trained on.
 
     Raises:
         UserError: there is no such crop.

@@ -21,7 +21,7 @@ _BEFORE_THE_NOUN = re.compile(r"((a|an|the)\s+)?((photo|picture|image)\s+of\s+)?
 
 @dataclass(frozen=True)
 class Listed:
-    """One of several concepts: where its pictures are and, once they were read, what it is called."""
+    """One of several concepts: where its images are and, once they were read, what it is called."""
 
     folder: Path
     class_noun: str | None
@@ -34,9 +34,9 @@ class Listed:
 def load_concepts(path: str | os.PathLike[str]) -> list[Concept]:
     """Read every concept of a list in the format of diffusers' `--concepts_list`, or of a folder of concept folders.
 
-    A concept's pictures are in its `instance_data_dir`, taken from where the list lies. Its class noun is its
+    A concept's images are in its `instance_data_dir`, taken from where the list lies. Its class noun is its
     `class_prompt`, its name the `<token>` of its `instance_prompt`; where these say nothing, the folder has to, as for
-    `load_concept`. Pictures of the class are drawn by the base here, so that `class_data_dir` is not read.
+    `load_concept`. Images of the class are drawn by the base here, so that `class_data_dir` is not read.
 
     Raises:
         UserError: the file is no such list, or a concept of it cannot be read; every mistake at once.
@@ -111,7 +111,7 @@ def _listed(entry: Any, parent: Path) -> Listed:
         raise UserError(f"It is not a JSON object, such as {_EXAMPLE[1:-1]}.")
     folder = _text(entry, "instance_data_dir")
     if not folder:
-        raise UserError('It has no "instance_data_dir". Give the folder that holds its pictures.')
+        raise UserError('It has no "instance_data_dir". Give the folder that holds its images.')
     noun = _BEFORE_THE_NOUN.sub("", _text(entry, "class_prompt").strip(), count=1)
     token = _TOKEN.search(_text(entry, "instance_prompt"))
     return Listed(parent / folder, noun or None, token[1] if token else None)

@@ -1,4 +1,4 @@
-"""Where the subject is in each training picture: masks as given, or from the base model's own attention."""
+"""Where the subject is in each training image: masks as given, or from the base model's own attention."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,12 +26,12 @@ class SubjectMask:
 
     @property
     def coverage(self) -> float:
-        """Share of the picture that is learnt, in [0, 1]."""
+        """Share of the image that is learnt, in [0, 1]."""
         return ImageStat.Stat(self.image).mean[0] / 255
 
 
 def subject_masks(base: Base, concept: Concept, crop: str = "square") -> list[SubjectMask]:
-    """One soft mask per training picture, of what training sees of it (`infusion.concepts.crop`)."""
+    """One soft mask per training image, of what training sees of it (`infusion.concepts.crop`)."""
     images = [cropped(image, base, crop) for image in concept.images]
     missing = [i for i, mask in enumerate(concept.masks) if mask is None]
     found = dict(zip(missing, attention_masks(base, [images[i] for i in missing], concept.class_noun), strict=True))
@@ -43,7 +43,7 @@ def subject_masks(base: Base, concept: Concept, crop: str = "square") -> list[Su
 
 @torch.no_grad()
 def attention_masks(base: Base, images: Sequence[Image.Image], class_noun: str) -> list[Image.Image]:
-    """What the base's cross-attention to the class noun covers of each picture: mean over noises, layers and heads."""
+    """What the base's cross-attention to the class noun covers of each image: mean over noises, layers and heads."""
     conditioning = base.encode(["a photo of a <subject>"], {"subject": class_noun}).rows([0] * _NUM_NOISES)
     text_mask = conditioning.attention_mask if base.family.masks_text else None
     tokens = [row["subject"] for row in conditioning.concept_tokens]

@@ -1,4 +1,4 @@
-"""metadata.jsonl or metadata.csv, as Hugging Face's imagefolder has it -> what it says of each picture."""
+"""metadata.jsonl or metadata.csv, as Hugging Face's imagefolder has it -> what it says of each image."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ _MASK_COLUMNS = ("mask_file_name", "mask")
 
 @dataclass(frozen=True)
 class Row:
-    """What is said of one picture. Paths are within the folder, whether or not there is such a file."""
+    """What is said of one image. Paths are within the folder, whether or not there is such a file."""
 
     path: Path
     caption: str = ""

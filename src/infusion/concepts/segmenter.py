@@ -1,4 +1,4 @@
-"""Pictures + a class noun -> soft masks of where it is, by CLIPSeg."""
+"""Images + a class noun -> soft masks of where it is, by CLIPSeg."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ _HARDLY_FOUND = 0.1  # probability at the best place, below which a person shoul
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A CLIPSeg: tells for every place of a picture how probable a text is there."""
+    """A CLIPSeg: tells for every place of an image how probable a text is there."""
 
     model: Any
     tokenizer: Any
@@ -29,7 +29,7 @@ class Segmenter:
 
     @torch.no_grad()
     def probability(self, image: Image.Image, texts: Sequence[str]) -> torch.Tensor:
-        """Mean over texts of how probable each is at each place of the picture, [H, W] of the model's own size."""
+        """Mean over texts of how probable each is at each place of the image, [H, W] of the model's own size."""
         pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self.model.device)
         prepared = self.prepare(pixels.to(self.model.device)).expand(len(texts), -1, -1, -1)
@@ -59,7 +59,7 @@ def load_segmenter(name_or_path: str | Path | None = None, device: str | torch.d
 
 
 def segmented(concept: Concept, segmenter: Segmenter) -> Concept:
-    """The concept with a mask for every picture that had none: the probability of the class noun, averaged over the
+    """The concept with a mask for every image that had none: the probability of the class noun, averaged over the
     training prompts and divided by its maximum, as in the paper."""
     texts = [template.format(concept.class_noun) for template in TEMPLATES]
     masks, sources, notes = list(concept.masks), list(concept.mask_sources), list(concept.warnings)

@@ -20,15 +20,15 @@ from infusion.errors import UserError
 from infusion.files import check_writable, save_png, whole_file
 
 _LITTLE, _NEARLY_ALL, _MUCH_CUT = 0.02, 0.9, 0.1  # shares beyond which a person should look
-_NOT_LEARNT = (255, 0, 160)  # a colour that few pictures have
+_NOT_LEARNT = (255, 0, 160)  # a colour that few images have
 _GREY, _RED = "#6e6e6e", "#be1e14"
-_SIDE_PX, _SMALL_SIDE_PX, _FEW = 192, 96, 60  # of a picture on the sheet, while there are few
+_SIDE_PX, _SMALL_SIDE_PX, _FEW = 192, 96, 60  # of an image on the sheet, while there are few
 _GAP_PX, _FONT_PX = 16, 13
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One picture as training sees it.
+    """One image as training sees it.
 
     caption: as training reads it, with the placeholder; None where templates take its place. notes: what a person
     should know of it, in a few words each.
@@ -42,8 +42,8 @@ class Seen:
 
 
 def seen(base: Base, concept: Concept, crop: str = "square") -> list[Seen]:
-    """Every picture of a concept as training sees it; pictures without a mask get the base's attention."""
-    pictures = []
+    """Every image of a concept as training sees it; images without a mask get the base's attention."""
+    images = []
     earlier: dict[bytes, str] = {}
     masks = subject_masks(base, concept, crop)
     for i, (image, mask, source) in enumerate(zip(concept.images, masks, concept.sources, strict=True)):
@@ -51,14 +51,14 @@ def seen(base: Base, concept: Concept, crop: str = "square") -> list[Seen]:
         notes = [f"only {image.width} x {image.height} px: is enlarged"] if _is_enlarged(image.size, size) else []
         notes += _mask_notes(mask, concept.masks[i], image.size, size)
         same = earlier.setdefault(image.tobytes(), source)
-        notes += [f"the same picture as {same}"] if same != source else []
+        notes += [f"the same image as {same}"] if same != source else []
         caption = concept.captions[i]
         try:
             caption = caption and name_concept(caption, concept.placeholder, concept.class_noun)
         except UserError:
             notes.append(f'the caption names neither {concept.placeholder} nor "{concept.class_noun}"')
-        pictures.append(Seen(source, cropped(image, base, crop), mask, caption, tuple(notes)))
-    return pictures
+        images.append(Seen(source, cropped(image, base, crop), mask, caption, tuple(notes)))
+    return images
 
 
 def _is_enlarged(size: tuple[int, int], seen_size: tuple[int, int]) -> bool:
@@ -68,7 +68,7 @@ def _is_enlarged(size: tuple[int, int], seen_size: tuple[int, int]) -> bool:
 def _mask_notes(
     mask: SubjectMask, given: Image.Image | None, size: tuple[int, int], seen_size: tuple[int, int]
 ) -> list[str]:
-    """given: the mask of the whole picture, where there is one."""
+    """given: the mask of the whole image, where there is one."""
     notes = []
     if given is not None and (cut := _cut_off(given, size, seen_size)) > _MUCH_CUT:
         notes.append(f"{cut:.0%} of the subject is cut off")
@@ -91,14 +91,14 @@ def _cut_off(mask: Image.Image, size: tuple[int, int], seen_size: tuple[int, int
 # --- the sheet ---
 
 
-def sheet(concept: Concept, pictures: Sequence[Seen]) -> Image.Image:
-    """Every picture beside itself with what is not learnt tinted; below, what is known of it."""
-    side = _SIDE_PX if len(pictures) <= _FEW else _SMALL_SIDE_PX
-    cells = [_cell(picture, side) for picture in pictures]
+def sheet(concept: Concept, images: Sequence[Seen]) -> Image.Image:
+    """Every image beside itself with what is not learnt tinted; below, what is known of it."""
+    side = _SIDE_PX if len(images) <= _FEW else _SMALL_SIDE_PX
+    cells = [_cell(image, side) for image in images]
     columns = min(len(cells), max(3, round(math.sqrt(len(cells) / 2))))
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
     width = columns * cells[0].width + (columns + 1) * _GAP_PX
-    title = f"{concept.placeholder}: {len(cells)} picture{'s' if len(cells) != 1 else ''} of one {concept.class_noun}"
+    title = f"{concept.placeholder}: {len(cells)} image{'s' if len(cells) != 1 else ''} of one {concept.class_noun}"
     told = "as training sees them; what is tinted is not learnt"
     warnings = [(warning, _RED, _FONT_PX) for warning in concept.warnings]
     head = _text([(title, "black", 20), (told, _GREY, _FONT_PX), *warnings], max(width - 2 * _GAP_PX, 200))
@@ -114,23 +114,23 @@ def sheet(concept: Concept, pictures: Sequence[Seen]) -> Image.Image:
     return page
 
 
-def tinted(picture: Seen) -> Image.Image:
-    """The picture under its mask: the less a place is learnt, the more it takes the tint."""
-    image = picture.image.convert("RGB")
+def tinted(seen: Seen) -> Image.Image:
+    """The image under its mask: the less a place is learnt, the more it takes the tint."""
+    image = seen.image.convert("RGB")
     grey = image.convert("L").convert("RGB")
     veil = Image.blend(grey, Image.new("RGB", image.size, _NOT_LEARNT), 0.5)
-    return Image.composite(image, veil, picture.mask.image.convert("L").resize(image.size))
+    return Image.composite(image, veil, seen.mask.image.convert("L").resize(image.size))
 
 
-def _cell(picture: Seen, side: int) -> Image.Image:
+def _cell(seen: Seen, side: int) -> Image.Image:
     width = 2 * side + 4
-    learnt = f"{picture.mask.coverage:.0%} learnt, mask {_SOURCES.get(picture.mask.source, picture.mask.source)}"
-    lines = [(picture.source, "black", _FONT_PX), (learnt, _GREY, _FONT_PX)]
-    lines += [(picture.caption or "no caption", "black" if picture.caption else _GREY, _FONT_PX)]
-    lines += [(note, _RED, _FONT_PX) for note in picture.notes]
+    learnt = f"{seen.mask.coverage:.0%} learnt, mask {_SOURCES.get(seen.mask.source, seen.mask.source)}"
+    lines = [(seen.source, "black", _FONT_PX), (learnt, _GREY, _FONT_PX)]
+    lines += [(seen.caption or "no caption", "black" if seen.caption else _GREY, _FONT_PX)]
+    lines += [(note, _RED, _FONT_PX) for note in seen.notes]
     words = _text(lines, width)
     cell = Image.new("RGB", (width, side + 6 + words.height), "white")
-    for left, image in ((0, picture.image), (side + 4, tinted(picture))):
+    for left, image in ((0, seen.image), (side + 4, tinted(seen))):
         scale = side / max(image.size)
         smooth = Image.Resampling.NEAREST if scale >= 4 else Image.Resampling.BICUBIC
         shown = image.convert("RGB").resize([max(1, round(length * scale)) for length in image.size], smooth)
@@ -162,9 +162,9 @@ def _text(lines: Sequence[tuple[str, str, int]], width: int) -> Image.Image:
 
 
 def write_folder(concept: Concept, folder: Path) -> None:
-    """A folder that `load_concept` reads back to the same pictures, masks, captions, class noun and name.
+    """A folder that `load_concept` reads back to the same images, masks, captions, class noun and name.
 
-    Pictures are `01.png` ..., captions `01.txt` ..., masks `masks/01.png` ..., the rest is in `concept.json`.
+    Images are `01.png` ..., captions `01.txt` ..., masks `masks/01.png` ..., the rest is in `concept.json`.
 
     Raises:
         UserError: the folder holds something, or cannot be written.

@@ -27,8 +27,8 @@ class Wanted:
 class Drawing:
     """How much is drawn and asked: the part of a plan that a person sets."""
 
-    num_seeds: int = setting(8, help="Pictures of every prompt.", minimum=1, maximum=1000)
-    num_class_pictures: int = setting(32, help="Pictures of the plain class noun.", minimum=3, maximum=1000)
+    num_seeds: int = setting(8, help="Images of every prompt.", minimum=1, maximum=1000)
+    num_class_pictures: int = setting(32, help="Images of the plain class noun.", minimum=3, maximum=1000)
     num_inference_steps: int = setting(6, help="Steps of DPM-Solver++.", minimum=1, maximum=1000)
     guidance_scale: float = setting(5.0, help="Classifier-free guidance; 1 is none.", minimum=0)
     latents_per_prompt: int = setting(1, help="Latents of the latent Fisher divergence.", minimum=1, maximum=1000)

@@ -48,7 +48,7 @@ _LOOKS_LIKE = {
     "controlnet": "a ControlNet, which is no customization",
     "ip_adapter": "an IP-Adapter, which is no customization",
     "image_proj": "an IP-Adapter, which is no customization",
-    "motion_modules": "a motion module, which is no customization of pictures",
+    "motion_modules": "a motion module, which is no customization of images",
     "bundle_emb": "a LoRA with words of its own in it, which is not read",
     "diffusion_model.": "a network alone, without its text models and its autoencoder",
     "decoder.up": "an autoencoder",

@@ -14,7 +14,7 @@ from infusion.foreign.tensor_files import TensorFile, as_object, read_json, show
 _README_BYTES = 2**16
 _MAX_WORDS = 4  # of a trigger; a longer phrase is a sentence
 STEP = re.compile(r"(checkpoint-|-steps?-?|[-_](?=\d{6,9}$))(?P<step>\d{1,9})$")
-_PHOTO_OF = re.compile(r"^(\w+ ){0,4}?(photo|picture|image|portrait|painting|drawing|rendering) of ", re.IGNORECASE)
+_PHOTO_OF = re.compile(r"^(\w+ ){0,4}?(photo|image|image|portrait|painting|drawing|rendering) of ", re.IGNORECASE)
 _BASE_KEYS = (
     "ss_sd_model_name",
     "base_model",
@@ -42,7 +42,7 @@ _TOOL_BY_NAME = {
 def said_by_file(file: TensorFile) -> dict[str, Any]:
     """What the metadata say, and the file's name of its step."""
     said = file.metadata
-    told = said_by_name(file.path) | _words(_picture_folder(said) or "")
+    told = said_by_name(file.path) | _words(_image_folder(said) or "")
     if "trigger" not in told and said.get("modelspec.trigger_phrase"):
         told["trigger"] = shown(said["modelspec.trigger_phrase"])
     if base := next((said[key] for key in _BASE_KEYS if said.get(key)), None):
@@ -92,8 +92,8 @@ def _tool(said: Mapping[str, str]) -> str | None:
     return next((tool for key, tool in _TOOL_BY_KEY.items() if any(name.startswith(key) for name in said)), None)
 
 
-def _picture_folder(said: Mapping[str, str]) -> str | None:
-    """The words in the name of sd-scripts' folder of pictures, "10_sks cat", where there is one."""
+def _image_folder(said: Mapping[str, str]) -> str | None:
+    """The words in the name of sd-scripts' folder of images, "10_sks cat", where there is one."""
     folders = [re.fullmatch(r"\d+_(.+)", folder) for folder in as_object(said.get("ss_tag_frequency"))]
     words = {folder[1] for folder in folders if folder}
     return words.pop() if len(words) == 1 else None

@@ -92,7 +92,7 @@ class CustomizedPipeline:
         """Make these concepts active, and no others: prompts that name the others read the plain class noun.
 
         Args:
-            weights: how strongly each acts, 1 by default; at 0 pictures are the base's, bit for bit.
+            weights: how strongly each acts, 1 by default; at 0 images are the base's, bit for bit.
 
         Raises:
             UserError: a name is not loaded; the numbers of names and weights differ; a method has no strength.

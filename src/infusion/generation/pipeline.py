@@ -1,4 +1,4 @@
-"""A base + adapters + prompts + seeds -> pictures, by our own sampler."""
+"""A base + adapters + prompts + seeds -> images, by our own sampler."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ def generate(
     seeds: Sequence[int] = (0,),
     **settings: Any,
 ) -> list[Image.Image]:
-    """Draw every prompt with every seed: for each prompt, one picture per seed.
+    """Draw every prompt with every seed: for each prompt, one image per seed.
 
     Takes the arguments of `sample_prompts`, and raises what it raises.
     """
@@ -55,11 +55,11 @@ def sample_prompts(
 
     Args:
         prompts: `<name>` stands for the concept of the adapter called name; prompts without one are the base's.
-        seeds: one per picture, of every prompt alike, or a list for each prompt; a picture's noise does not depend on
+        seeds: one per image, of every prompt alike, or a list for each prompt; an image's noise does not depend on
             what is drawn beside it.
         guidance_scale: how strongly to follow prompts; 1 turns guidance off. By default what suits the family.
         scheduler: any diffusers scheduler; the base's own by default.
-        lock_until: share of the steps in which a picture with a concept has the foundation's attention maps. Later
+        lock_until: share of the steps in which an image with a concept has the foundation's attention maps. Later
             steps have maps of their own and no foundation beside them: a third faster, and no longer exact.
         composer: how several concepts act in one image, by name (`COMPOSERS`) or as it is; by default all at once.
         conditions: what the composer takes beside the prompts.

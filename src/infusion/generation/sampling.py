@@ -15,7 +15,7 @@ from infusion.base.noise_schedule import FLOW
 def seeded_noise(
     generators: Sequence[torch.Generator], shape: Sequence[int], dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """One latent noise per generator, [B, *shape]; a picture's noise does not depend on its batch mates."""
+    """One latent noise per generator, [B, *shape]; an image's noise does not depend on its batch mates."""
     return torch.stack([torch.randn(tuple(shape), generator=generator, dtype=dtype) for generator in generators])
 
 

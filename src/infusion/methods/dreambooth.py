@@ -1,4 +1,4 @@
-"""DreamBooth: every weight of the network, and pictures of the class to keep it (Ruiz et al., arXiv 2208.12242)."""
+"""DreamBooth: every weight of the network, and images of the class to keep it (Ruiz et al., arXiv 2208.12242)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -26,7 +26,7 @@ class TextualInversion(Method):
 
     Defaults: diffusers' training script, with its learning rate unscaled.
 
-    There it is multiplied by the pictures per step where `--scale_lr` is given.
+    There it is multiplied by the images per step where `--scale_lr` is given.
     """
 
     name: ClassVar[str] = "textual-inversion"

@@ -30,7 +30,7 @@ METRIC = Metric(
         Measure(
             "text_alignment",
             "text alignment",
-            "Cosine between a picture and its prompt, by CLIP.",
+            "Cosine between an image and its prompt, by CLIP.",
             "higher",
             FIDELITY,
             place=20,

@@ -64,7 +64,7 @@ MEASURES = tabulated({name: metric for name, metric in METRICS.items() if name n
 AUDIT_MEASURES = tabulated(_OF_AUDITS)
 """Of an audit alone: only there is anything drawn without guidance."""
 PAIR_MEASURES = (
-    Measure("both_present", "both present", "Share of pictures that show both concepts.", "higher", "pairs", True),
+    Measure("both_present", "both present", "Share of images that show both concepts.", "higher", "pairs", True),
     Measure(
         "identity_own",
         "own identity",
@@ -82,7 +82,7 @@ PAIR_MEASURES = (
     Measure(
         "leak",
         "leak",
-        "Likeness to the other concept, less what real pictures, cut out likewise, have of it.",
+        "Likeness to the other concept, less what real images, cut out likewise, have of it.",
         "lower",
         "pairs",
     ),
@@ -103,7 +103,7 @@ NOTES: Mapping[str, str] = {
     AGNOSTIC: (
         "S1, S2 and S3 are exactly 0 by construction for methods that act on their own token alone: a correctness "
         "test, not a win. S4 is the one that tells. The divergence is a distance of scores and is not calibrated to "
-        "marginal quality: read it beside the distances of pictures."
+        "marginal quality: read it beside the distances of images."
     ),
     SPECIFIC: "Not learning is the optimum of every distance to the base model: read the distances beside identity.",
 }

@@ -28,7 +28,7 @@ METRIC = Metric(
         Measure(
             "collapse",
             "collapse",
-            "Distance to the training pictures over the base model's distance to them: small means copying, and some "
+            "Distance to the training images over the base model's distance to them: small means copying, and some "
             "approach is what learning is, so neither way is called better.",
             None,
             SPECIFIC,

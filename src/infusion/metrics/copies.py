@@ -63,7 +63,7 @@ METRIC = Metric(
         Measure(
             "copied",
             "copied",
-            "Share of pictures nearer to a training picture than other real pictures ever are.",
+            "Share of images nearer to a training image than other real images ever are.",
             "lower",
             SPECIFIC,
             is_share=True,

@@ -32,7 +32,7 @@ METRIC = Metric(
         Measure(
             "class_diversity",
             "class diversity",
-            "Mean distance among pictures of the plain class noun, over the base model's: below 1 the class has "
+            "Mean distance among images of the plain class noun, over the base model's: below 1 the class has "
             "collapsed.",
             "higher",
             AGNOSTIC,

@@ -178,7 +178,7 @@ def _compute(evidence: Evidence) -> dict[str, Figure]:
 
 def fact_measure(kind: str, words: str) -> Measure:
     """The measure of one kind of fact, named by `words`."""
-    sentence = f"Share of prompts whose {words} judges see in the picture."
+    sentence = f"Share of prompts whose {words} judges see in the image."
     return Measure(f"facts_{kind}", words, sentence, "higher", metric.FACTS, is_share=True)
 
 
@@ -187,7 +187,7 @@ METRIC = Metric(
         Measure(
             "facts",
             "facts",
-            "Share of what the prompt asks for that judges see in the picture.",
+            "Share of what the prompt asks for that judges see in the image.",
             "higher",
             metric.FIDELITY,
             is_share=True,

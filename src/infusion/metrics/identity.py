@@ -102,8 +102,8 @@ METRIC = Metric(
         Measure(
             "identity",
             "identity",
-            "Where the pictures stand between 0, the base model's pictures of the class noun from the same prompts, "
-            "and 1, other real pictures of the individual; above 1 is copying, not quality.",
+            "Where the images stand between 0, the base model's images of the class noun from the same prompts, "
+            "and 1, other real images of the individual; above 1 is copying, not quality.",
             "higher",
             FIDELITY,
             place=10,
@@ -111,7 +111,7 @@ METRIC = Metric(
         Measure(
             "image_alignment",
             "image alignment",
-            "Cosine between a picture and the training pictures, raw: a copy scores highest, so neither way is called "
+            "Cosine between an image and the training images, raw: a copy scores highest, so neither way is called "
             "better.",
             None,
             FIDELITY,
@@ -120,7 +120,7 @@ METRIC = Metric(
         Measure(
             "class_leak",
             "class leak",
-            "Identity of pictures of the plain class noun: above 0 the concept has hijacked its class.",
+            "Identity of images of the plain class noun: above 0 the concept has hijacked its class.",
             "lower",
             AGNOSTIC,
             place=30,

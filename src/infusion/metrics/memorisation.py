@@ -59,8 +59,8 @@ METRIC = Metric(
         Measure(
             "recalled",
             "recalled",
-            "Of pictures drawn from the words for the subject alone, without guidance, the share that is a training "
-            "picture over again, pixel by pixel: nearer than half of what two training pictures differ by.",
+            "Of images drawn from the words for the subject alone, without guidance, the share that is a training "
+            "image over again, pixel by pixel: nearer than half of what two training images differ by.",
             "lower",
             SPECIFIC,
             is_share=True,

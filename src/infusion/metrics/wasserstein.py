@@ -115,8 +115,8 @@ METRIC = Metric(
         Measure(
             "w2_gaussian",
             "W2 Gaussian",
-            "Wasserstein distance, both sides taken as Gaussian, of the pictures' features to those of the base "
-            "model's pictures of the class noun, same prompts and seeds.",
+            "Wasserstein distance, both sides taken as Gaussian, of the images' features to those of the base "
+            "model's images of the class noun, same prompts and seeds.",
             "lower",
             SPECIFIC,
             place=10,
@@ -124,7 +124,7 @@ METRIC = Metric(
         Measure(
             "w2_exact",
             "W2 exact",
-            "Wasserstein distance of the same features by exact assignment of picture to picture.",
+            "Wasserstein distance of the same features by exact assignment of image to image.",
             "lower",
             SPECIFIC,
             place=20,
@@ -149,7 +149,7 @@ METRIC = Metric(
         Measure(
             "w2_layout",
             "W2 layout",
-            "Wasserstein distance of where the subject stands and how large it is, in the pictures where it is found, "
+            "Wasserstein distance of where the subject stands and how large it is, in the images where it is found, "
             "to the base model's layouts.",
             "lower",
             SPECIFIC,
@@ -158,7 +158,7 @@ METRIC = Metric(
         Measure(
             "subject_found",
             "subject found",
-            "Share of pictures in which the judges see the subject at all: where it is low, background and layout say "
+            "Share of images in which the judges see the subject at all: where it is low, background and layout say "
             "little.",
             None,
             SPECIFIC,
@@ -168,7 +168,7 @@ METRIC = Metric(
         Measure(
             "w2_style",
             "W2 style",
-            "Wasserstein distance of the pictures' style to the base model's.",
+            "Wasserstein distance of the images' style to the base model's.",
             "lower",
             SPECIFIC,
             place=70,

@@ -79,7 +79,7 @@ class _Overfitting(NamedTuple):
 
     @property
     def has_chance(self) -> bool:
-        """Whether the row of other seeds is what finite samples alone give: so it is of a distance between pictures."""
+        """Whether the row of other seeds is what finite samples alone give: so it is of a distance between images."""
         return self.name.startswith("w2_")
 
     def figure(self, results: Table, row: str) -> Figure | None:
@@ -94,7 +94,7 @@ OVERFITTING = (
     _Overfitting("lfd_s4", "LFD S4, change in other content (square-root scale)", root=True),
     _Overfitting("w2_background", "W2 background, distance to the base model’s backgrounds"),
     _Overfitting("w2_layout", "W2 layout, distance to the base model’s layouts"),
-    _Overfitting("facts", "1 − facts, share of the prompt that is not in the picture", complement=True),
+    _Overfitting("facts", "1 − facts, share of the prompt that is not in the image", complement=True),
 )
 
 
@@ -209,8 +209,8 @@ def _scale_by_root(axes: Axes) -> None:
 def _draw_known(axes: Axes, chance: Figure | None, inks: _Inks) -> None:
     """What identity is measured between, and what finite samples alone give of a distance."""
     known = (
-        (0, "the base model’s pictures of the class", 1, "right", -3),
-        (1, "other real pictures; above, copying", 0.02, "left", 3),
+        (0, "the base model’s images of the class", 1, "right", -3),
+        (1, "other real images; above, copying", 0.02, "left", 3),
     )
     for height, words, x, side, rise in known:
         axes.axhline(height, color=inks.soft, linestyle=":", linewidth=1)

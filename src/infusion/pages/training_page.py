@@ -19,8 +19,8 @@ _PAIRS_IN_A_ROW = 4
 
 
 @dataclass(frozen=True)
-class TrainingPicture:
-    """One picture of the concept.
+class TrainingImage:
+    """One image of the concept.
 
     mask: "L", any size, white = learnt; None: all of it. source: where the mask is from: "given", "alpha",
     "attention", or in other words. coverage: the mask's mean, 0 to 1.
@@ -34,7 +34,7 @@ class TrainingPicture:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One prompt, drawn by the base model and by the customized one; pictures i come from seeds[i]."""
+    """One prompt, drawn by the base model and by the customized one; images i come from seeds[i]."""
 
     prompt: str
     seeds: Sequence[int]
@@ -72,7 +72,7 @@ class Page:
     placeholder: str
     class_noun: str
     statement: str
-    training_pictures: Sequence[TrainingPicture]
+    training_images: Sequence[TrainingImage]
     comparisons: Sequence[Comparison]
     untouched: Sequence[Untouched]
     facts: Mapping[str, str]
@@ -101,7 +101,7 @@ def render_page(page: Page) -> str:
 
 def describe_run(
     class_noun: str,
-    num_pictures: int,
+    num_images: int,
     max_train_steps: int,
     training_seconds: float,
     num_parameters: int,
@@ -109,22 +109,22 @@ def describe_run(
     untouched: Sequence[Untouched] = (),
 ) -> str:
     """One sentence for the head of the page. It says that others are untouched only if that was measured."""
-    pictures, steps = format_count(num_pictures, "picture"), format_count(max_train_steps, "training step")
+    images, steps = format_count(num_images, "image"), format_count(max_train_steps, "training step")
     sentence = (
-        f"Learnt from {pictures} of one {class_noun} in {steps} and {format_seconds(training_seconds)}: "
+        f"Learnt from {images} of one {class_noun} in {steps} and {format_seconds(training_seconds)}: "
         f"{num_parameters:,} numbers in a file of {file_bytes:,} bytes"
     )
     if untouched and all(row.largest_difference == 0 for row in untouched):
         prompts = "1 prompt that does" if len(untouched) == 1 else f"{len(untouched)} prompts that do"
-        sentence += f"; {prompts} not name it gave the base model's pictures, bit for bit"
+        sentence += f"; {prompts} not name it gave the base model's images, bit for bit"
     return sentence + "."
 
 
-def _cut_out(picture: TrainingPicture) -> Image.Image:
-    """What is learnt of a training picture: the picture, as opaque as its mask is white."""
-    cut = picture.image.convert("RGB")
-    if picture.mask is not None:
-        cut.putalpha(picture.mask.convert("L").resize(cut.size, Image.Resampling.BILINEAR))
+def _cut_out(shown: TrainingImage) -> Image.Image:
+    """What is learnt of a training image: the image, as opaque as its mask is white."""
+    cut = shown.image.convert("RGB")
+    if shown.mask is not None:
+        cut.putalpha(shown.mask.convert("L").resize(cut.size, Image.Resampling.BILINEAR))
     return cut
 
 

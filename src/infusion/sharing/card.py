@@ -1,4 +1,4 @@
-"""An adapter file, its pictures and an evaluation of it -> the model card of its repository on the Hub."""
+"""An adapter file, its images and an evaluation of it -> the model card of its repository on the Hub."""
 
 import json
 import math
@@ -40,7 +40,7 @@ _OF_ONE_ADAPTER = ("concept_name", "class_noun", "method", "settings", "training
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture in the repository. path: there. prompt, seed: what it was drawn from, where that is known."""
+    """An image in the repository. path: there. prompt, seed: what it was drawn from, where that is known."""
 
     path: str
     prompt: str | None = None
@@ -131,25 +131,25 @@ def _of_this(audits: Sequence[Any], described: Described) -> Any:
 
 
 def card(
-    described: Described, repo_id: str, pictures: Sequence[Shown] = (), evaluation: AuditRecord | None = None
+    described: Described, repo_id: str, images: Sequence[Shown] = (), evaluation: AuditRecord | None = None
 ) -> str:
     """The whole README.md: metadata as the Hub reads it, then text."""
     chapters = [
         _introduction(described),
-        _gallery(pictures),
+        _gallery(images),
         _usage(described, repo_id),
         _limits(described),
         _measured(evaluation) if evaluation else "",
         _facts(described),
     ]
-    metadata = _metadata(described, pictures, evaluation).to_yaml()
+    metadata = _metadata(described, images, evaluation).to_yaml()
     return f"---\n{metadata}\n---\n\n" + "\n\n".join(filter(None, chapters)) + "\n"
 
 
 # --- metadata ---
 
 
-def _metadata(described: Described, pictures: Sequence[Shown], evaluation: AuditRecord | None) -> ModelCardData:
+def _metadata(described: Described, images: Sequence[Shown], evaluation: AuditRecord | None) -> ModelCardData:
     loader = described.method.diffusers_loader
     family = described.about["base"].get("family", "stable-diffusion-v1")  # older files are of these alone
     family = _FAMILY_TAGS.get(family, family)
@@ -160,7 +160,7 @@ def _metadata(described: Described, pictures: Sequence[Shown], evaluation: Audit
         described.about["method"],
         *([loader.removeprefix("load_").removesuffix("_weights")] if loader else []),
     ]
-    widget = [{"text": one.prompt, "output": {"url": one.path}} for one in pictures if one.prompt]
+    widget = [{"text": one.prompt, "output": {"url": one.path}} for one in images if one.prompt]
     return ModelCardData(
         base_model=described.base_id,
         base_model_relation="adapter" if described.base_id else None,
@@ -216,9 +216,9 @@ def _base_told(described: Described) -> str:
     return f"the text-to-image model {_code(_public_name(described.about['base']['id']))}, which lay in a folder,"
 
 
-def _gallery(pictures: Sequence[Shown]) -> str:
+def _gallery(images: Sequence[Shown]) -> str:
     lines = []
-    for one in pictures:
+    for one in images:
         told = _code(one.prompt) + (f", seed {_code(one.seed)}" if one.seed else "") if one.prompt else ""
         lines.append(f"![{Path(one.path).stem}]({one.path})" + (f"<br>{told}" if told else ""))
     return "\n\n".join(lines)
@@ -276,7 +276,7 @@ def _measured(evaluation: AuditRecord) -> str:
         for name, figure in _figures(evaluation).items()
     )
     num = evaluation.num_images
-    real = f" and {num} real pictures of it" if num else ""
+    real = f" and {num} real images of it" if num else ""
     return f"""## What was measured
 
 By `infusion audit`: {_drawn(evaluation)}{real}, on the base

@@ -1,4 +1,4 @@
-"""Names of backgrounds -> their pictures. What varies within a background is drawn from a seed."""
+"""Names of backgrounds -> their images. What varies within a background is drawn from a seed."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class Draws:
-    """Draws the same thing for each of B pictures from its own generator, as tensors that spread over [B, 1, S, S]."""
+    """Draws the same thing for each of B images from its own generator, as tensors that spread over [B, 1, S, S]."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str):
         self.generators = [random.Random(seed) for seed in seeds]

@@ -1,4 +1,4 @@
-"""Scenes -> a folder of pictures with captions and everything that is true of them."""
+"""Scenes -> a folder of images with captions and everything that is true of them."""
 
 import json
 import random
@@ -72,6 +72,6 @@ def _check_size(folder: Path, size_px: int) -> None:
         with Image.open(path) as image:
             if image.width != size_px:
                 raise UserError(
-                    f"{folder} holds pictures of {image.width} pixels a side, not {size_px}. Choose another folder."
+                    f"{folder} holds images of {image.width} pixels a side, not {size_px}. Choose another folder."
                 )
         return

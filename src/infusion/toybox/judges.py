@@ -1,4 +1,4 @@
-"""Pictures [B, 3, H, W] -> Facts: what stands in them, read by small networks that were trained on renders.
+"""Images [B, 3, H, W] -> Facts: what stands in them, read by small networks that were trained on renders.
 
 Two sets of judges, "a" and "b", started from other seeds and saw other scenes: what is tuned with one set is scored
 with the other. Beside the fact reader a set has an identity encoder and a CLIP, real `transformers` models in the
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from infusion.toybox.scene import ACCESSORIES, BACKGROUNDS, CLASSES, COLORS, MAX_TOYS, SIZES, STYLES, TIMES
 
 JUDGE_SETS = ("a", "b")
-SIZE_PX = 64  # side of the pictures that judges look at
+SIZE_PX = 64  # side of the images that judges look at
 HEADS = {
     "classes": len(CLASSES),
     "backgrounds": len(BACKGROUNDS),
@@ -28,7 +28,7 @@ HEADS = {
     "counts": MAX_TOYS,
 }
 _SEEN = 0.2  # peak of a segment; who asks for a relation knows which toys to look for
-_YES_OR_NO = ("classes", "accessories")  # several can be true of one picture; of the other heads' values, one is
+_YES_OR_NO = ("classes", "accessories")  # several can be true of one image; of the other heads' values, one is
 
 
 def judges_dir(name: str) -> Path:
@@ -38,12 +38,12 @@ def judges_dir(name: str) -> Path:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a fact reader believes of B pictures, as probabilities.
+    """What a fact reader believes of B images, as probabilities.
 
     classes: [B, 16] a toy of this class is seen. accessories: [B, 4] some toy wears one. Each stands for itself.
     colors: [B, 16, 10] colour of the toys of a class, if there are any; rows add up to 1, as all below do.
     backgrounds: [B, 10]. styles: [B, 4]. times: [B, 3]. counts: [B, 3], 1 to 3 toys.
-    sizes: [B, 3], for pictures of one toy.
+    sizes: [B, 3], for images of one toy.
     """
 
     classes: Tensor
@@ -56,7 +56,7 @@ class Facts:
     counts: Tensor
 
     def class_noun(self) -> list[str]:
-        """The most probable class of each picture."""
+        """The most probable class of each image."""
         return _most_probable(self.classes, list(CLASSES))
 
     def shows(self, *class_nouns: str) -> Tensor:
@@ -119,9 +119,9 @@ def _upsample(x: Tensor) -> Tensor:
 
 
 class FactReader(nn.Module):
-    """Pictures [B, 3, 64, 64] in [0, 1] -> logits of every fact, by name, and of the nouns of the segments.
+    """Images [B, 3, 64, 64] in [0, 1] -> logits of every fact, by name, and of the nouns of the segments.
 
-    A feature pyramid: halves of the side down to 4 pixels for the facts of the whole picture, and up again to 32
+    A feature pyramid: halves of the side down to 4 pixels for the facts of the whole image, and up again to 32
     for the segments. The colour of a class is read where its segment lies.
     """
 
@@ -181,9 +181,9 @@ class Judges:
         return {name: torch.cat([logits[name] for logits in several]) for name in several[0]}
 
     def read(self, images: Tensor) -> Facts:
-        """Facts of pictures [B, 3, H, W] in [0, 1] of any size.
+        """Facts of images [B, 3, H, W] in [0, 1] of any size.
 
-        A class has two witnesses, the head that looks at the whole picture and the peak of the class's segment: they
+        A class has two witnesses, the head that looks at the whole image and the peak of the class's segment: they
         are averaged.
         """
         logits = self._logits(images)
@@ -197,15 +197,15 @@ class Judges:
         return F.interpolate(probability, images.shape[-2:], mode="bilinear")
 
     def segment(self, images: Tensor, class_noun: str) -> Tensor:
-        """How probably each pixel of pictures [B, 3, H, W] shows a toy of the class, [B, H, W] in [0, 1]."""
+        """How probably each pixel of images [B, 3, H, W] shows a toy of the class, [B, H, W] in [0, 1]."""
         return self._segments(images)[:, list(CLASSES).index(class_noun)]
 
     def foreground(self, images: Tensor) -> Tensor:
-        """How probably each pixel of pictures [B, 3, H, W] shows a toy of any class, [B, H, W] in [0, 1]."""
+        """How probably each pixel of images [B, 3, H, W] shows a toy of any class, [B, H, W] in [0, 1]."""
         return 1 - self._segments(images)[:, -1]
 
     def relation(self, images: Tensor, first_noun: str, second_noun: str) -> list[str | None]:
-        """How the toy of the first class stands to the toy of the second, in each picture.
+        """How the toy of the first class stands to the toy of the second, in each image.
 
         "left of", "right of" (either is also "next to") or "on top of"; None where one of them is not seen, where the
         first is below the second, and for two toys of one class.

@@ -1,7 +1,7 @@
-"""Scenes -> pictures with ground truth: masks, part labels, depth. Batched torch, on any device.
+"""Scenes -> images with ground truth: masks, part labels, depth. Batched torch, on any device.
 
 Ellipsoids under an orthographic camera have a closed form: along each ray a quadratic decides whether and where it
-enters each solid; the nearest entry wins. Pictures are drawn at twice their size and averaged down.
+enters each solid; the nearest entry wins. Images are drawn at twice their size and averaged down.
 """
 
 import math
@@ -56,14 +56,14 @@ def _view(camera: Camera) -> Tensor:
 class _Solids:
     """All ellipsoids of a batch, P per scene (padded with solids that no ray can hit)."""
 
-    centre: Tensor  # [B, P, 3] camera frame, in half picture heights
+    centre: Tensor  # [B, P, 3] camera frame, in half image heights
     axes: Tensor  # [B, P, 3, 3] toy frame -> camera frame
     radii: Tensor  # [B, P, 3]
     toy: Tensor  # [B, P] which toy
     part: Tensor  # [B, P] index into PARTS
     color: Tensor  # [B, P, 3]
     local: Tensor  # [B, P, 3] centre in the toy's own frame, in toy heights
-    scale: Tensor  # [B, P] half picture heights per toy height
+    scale: Tensor  # [B, P] half image heights per toy height
     pattern: Tensor  # [B, P] index into PATTERNS
     second_color: Tensor  # [B, P, 3]
     pattern_axis: Tensor  # [B, P, 3] unit vector in the toy's frame
@@ -210,7 +210,7 @@ def _lamps(scenes: Sequence[Scene], device: torch.device | str) -> tuple[Tensor,
 
 
 def _spread(values: Tensor, seen: Tensor) -> Tensor:
-    """values [N] or [N, C] of the rays where seen [B, R] -> pictures [B, C, S, S], 0 elsewhere."""
+    """values [N] or [N, C] of the rays where seen [B, R] -> images [B, C, S, S], 0 elsewhere."""
     picture = values.new_zeros(*seen.shape, *values.shape[1:])
     picture[seen] = values
     side = math.isqrt(seen.shape[1])
@@ -292,7 +292,7 @@ def _render(scenes: Sequence[Scene], size_px: int, device: torch.device | str) -
 
 
 def render(scenes: Sequence[Scene], size_px: int = 64, device: torch.device | str = "cpu") -> Rendering:
-    """Draw scenes as square pictures of `size_px` pixels a side, with their ground truth."""
+    """Draw scenes as square images of `size_px` pixels a side, with their ground truth."""
     several = _AT_ONCE[torch.device(device).type]
     drawn = [_render(scenes[i : i + several], size_px, device) for i in range(0, len(scenes), several)]
     return Rendering(*(torch.cat([getattr(one, field.name) for one in drawn]) for field in fields(Rendering)))

@@ -359,7 +359,7 @@ class Toy:
 
 @dataclass(frozen=True)
 class Camera:
-    """Orthographic: `half_height` is half the picture's height in toy heights, `target` what it looks at."""
+    """Orthographic: `half_height` is half the image's height in toy heights, `target` what it looks at."""
 
     azimuth: float
     elevation: float
@@ -378,7 +378,7 @@ class Light:
 
 @dataclass(frozen=True)
 class Scene:
-    """All facts of one picture.
+    """All facts of one image.
 
     `relation` tells how toy 0 stands to toy 1; None unless there are two. Three toys stand in a row, toy 0 leftmost.
     `time` and `style` are of `TIMES` and `STYLES`. `backdrop_seed` draws what varies within a background (horizon,
@@ -406,7 +406,7 @@ def _unit_vector(rng: random.Random) -> Vector:
 
 
 def _pattern(rng: random.Random, kind: str, color: RGB) -> Pattern:
-    """Stripes run mostly across the body: rings or bars, which a small picture can still show."""
+    """Stripes run mostly across the body: rings or bars, which a small image can still show."""
     axis = _unit_vector(rng)
     if kind == "striped":
         axis = (0.25 * axis[0], 1.0, 0.25 * axis[2]) if rng.random() < 0.5 else (1.0, 0.25 * axis[1], 0.25 * axis[2])
@@ -553,7 +553,7 @@ def individual(seed: int, class_noun: str | None = None) -> Individual:
 
 
 def concept_scene(who: Individual, seed: int, background: str, style: str = "photo", time: str = "day") -> Scene:
-    """One picture of an individual, alone, in a given place; pose, camera and light are drawn from `seed`."""
+    """One image of an individual, alone, in a given place; pose, camera and light are drawn from `seed`."""
     rng = random.Random(f"concept scene {seed}")
     camera = _camera(rng, (0.92, 1.15), (0.62, 0.85))
     toy = _toy(rng, who, "", camera, rng.uniform(-0.15, 0.15))

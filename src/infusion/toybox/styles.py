@@ -1,4 +1,4 @@
-"""What the camera meets -> a picture: a style of drawing, and the light of the hour."""
+"""What the camera meets -> an image: a style of drawing, and the light of the hour."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -13,7 +13,7 @@ from infusion.toybox.scene import Scene
 
 @dataclass
 class Layers:
-    """What B pictures of S pixels a side are made of. Where no toy is, its layers are 0."""
+    """What B images of S pixels a side are made of. Where no toy is, its layers are 0."""
 
     ground: Tensor  # [B, 3, S, S] the backdrop with the shadows on it
     toys: Tensor  # [B, 1, S, S] bool, where a toy is seen
@@ -76,7 +76,7 @@ _DRAWERS: dict[str, Callable[[Layers, Draws], Tensor]] = {
     "cartoon": _cartoon,
     "watercolor": _watercolor,
 }
-_GRADES = {  # at the top and at the bottom of the picture: factors on red, green and blue, and what is added to them
+_GRADES = {  # at the top and at the bottom of the image: factors on red, green and blue, and what is added to them
     "day": (((1.0, 1.0, 1.0), (0.0, 0.0, 0.0)), ((1.0, 1.0, 1.0), (0.0, 0.0, 0.0))),
     "sunset": (((0.74, 0.62, 0.56), (0.24, 0.10, 0.02)), ((1.04, 0.86, 0.66), (0.0, 0.0, 0.0))),
     "night": (((0.40, 0.46, 0.74), (0.0, 0.0, 0.0)), ((0.52, 0.58, 0.84), (0.0, 0.0, 0.0))),
@@ -84,7 +84,7 @@ _GRADES = {  # at the top and at the bottom of the picture: factors on red, gree
 
 
 def _graded(scenes: Sequence[Scene], pictures: Tensor) -> Tensor:
-    """The pictures under the light of their hour. The night sky is painted dark already."""
+    """The images under the light of their hour. The night sky is painted dark already."""
     hours = ["day" if scene.background == "night sky" else scene.time for scene in scenes]
     top, bottom = torch.tensor([_GRADES[hour] for hour in hours], device=pictures.device)[..., None].unbind(1)
     down = torch.linspace(0, 1, pictures.shape[-2], device=pictures.device)

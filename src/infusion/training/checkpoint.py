@@ -54,7 +54,7 @@ class Checkpoint:
             raise UserError(f"The checkpoint {self.path} cannot be read ({error}); delete it to start anew.") from error
         if metadata.get("infusion.identity") != self.identity:
             raise UserError(
-                f"The checkpoint {self.path} belongs to a training with another base, pictures or settings; "
+                f"The checkpoint {self.path} belongs to a training with another base, images or settings; "
                 "delete it to start anew (--no-resume does), or give the settings it was made with."
             )
         step = int(metadata["infusion.step"])

@@ -1,4 +1,4 @@
-"""A concept -> training batches, drawn by (seed, step) alone; every picture, mask and text is encoded but once."""
+"""A concept -> training batches, drawn by (seed, step) alone; every image, mask and text is encoded but once."""
 
 import hashlib
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ from infusion.errors import UserError
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """M pictures (mirror images included) and P prompts.
+    """M images (mirror images included) and P prompts.
 
-    latents [M, C, H, W]; masks [M, 1, H, W]; prompts_of: for every picture the prompts that may go with it.
+    latents [M, C, H, W]; masks [M, 1, H, W]; prompts_of: for every image the prompts that may go with it.
     """
 
     latents: Tensor | LazyLatents
@@ -36,28 +36,28 @@ class TrainingSet:
 
     def batch(self, size: int, generator: torch.Generator) -> Batch:
         """`size` rows; what is drawn depends on the generator's state only, never on the device."""
-        pictures = torch.randint(len(self.latents), (size,), generator=generator)
+        chosen = torch.randint(len(self.latents), (size,), generator=generator)
         prompts = []
-        for picture in pictures.tolist():
-            choices = self.prompts_of[picture]
+        for image in chosen.tolist():
+            choices = self.prompts_of[image]
             prompts.append(choices[int(torch.randint(len(choices), (), generator=generator))])
         drawn = torch.randint(self.noise_schedule.config.num_train_timesteps, (size,), generator=generator)
         timesteps = training_timesteps(self.noise_schedule, drawn)
-        latents = self.latents[pictures]
+        latents = self.latents[chosen]
         noise = torch.randn(latents.shape, generator=generator)
         device = latents.device
-        masks, conditioning = self.masks[pictures.to(device)], self.conditioning.rows(prompts)
+        masks, conditioning = self.masks[chosen.to(device)], self.conditioning.rows(prompts)
         return Batch(latents, masks, noise.to(device), timesteps.to(device), conditioning)
 
 
 @dataclass(frozen=True)
 class BucketedSet:
-    """Pictures of several shapes, in sets of one shape each."""
+    """Images of several shapes, in sets of one shape each."""
 
     sets: Sequence[TrainingSet]
 
     def batch(self, size: int, generator: torch.Generator) -> Batch:
-        """`size` rows of one shape, which is as likely to be drawn as it has pictures."""
+        """`size` rows of one shape, which is as likely to be drawn as it has images."""
         owners = [one for one in self.sets for _ in range(len(one.latents))]
         drawn = int(torch.randint(len(owners), (), generator=generator))
         return owners[drawn].batch(size, generator)
@@ -77,11 +77,11 @@ def training_set(
     words: str | None = None,
     crop: str = "square",
 ) -> TrainingSet | BucketedSet:
-    """A concept's pictures, masks and prompts; pictures are encoded as they are drawn.
+    """A concept's images, masks and prompts; images are encoded as they are drawn.
 
     Args:
-        masks: of the same crop; None where pictures are learnt whole.
-        flip: add every picture's mirror image.
+        masks: of the same crop; None where images are learnt whole.
+        flip: add every image's mirror image.
         words: what the text model reads where a prompt names the concept; its class noun by default.
         crop: "square" or "buckets" (`concepts.crop`). Images that all get one shape are drawn alike with either.
 
@@ -117,7 +117,7 @@ def training_set(
 
 
 def class_set(base: Base, class_noun: str, latents: Tensor) -> TrainingSet:
-    """Pictures that the base drew of `class_prompt(class_noun)`, [M, C, H, W], for prior preservation: learnt whole,
+    """Images that the base drew of `class_prompt(class_noun)`, [M, C, H, W], for prior preservation: learnt whole,
     under the prompt they were drawn with."""
     latents = latents.to(base.device)
     return TrainingSet(
@@ -130,7 +130,7 @@ def class_set(base: Base, class_noun: str, latents: Tensor) -> TrainingSet:
 
 
 def _prompts(concept: Concept) -> tuple[list[str], list[list[int]]]:
-    """The distinct training prompts, and which of them go with each picture: its caption, or else all templates."""
+    """The distinct training prompts, and which of them go with each image: its caption, or else all templates."""
     prompts = [template.format(concept.placeholder) for template in TEMPLATES]
     templates = list(range(len(prompts)))
     prompts_of = []
@@ -144,7 +144,7 @@ def _prompts(concept: Concept) -> tuple[list[str], list[list[int]]]:
 
 
 def _latent_mask(mask: Image.Image, size: Sequence[int]) -> Tensor:
-    """A mask picture at latent size, bilinear, divided by its maximum: [1, H, W]."""
+    """A mask image at latent size, bilinear, divided by its maximum: [1, H, W]."""
     pixels = (
         torch.frombuffer(bytearray(mask.tobytes()), dtype=torch.uint8).float().reshape(1, 1, mask.height, mask.width)
     )

@@ -71,7 +71,7 @@ def train(
             loss.
         class_latents: `draw_class(base, adapter.class_noun, ...)`, where the caller has them already; used by methods
             with prior preservation.
-        crop: "square" trains on the middle square of every picture; "buckets" lets pictures keep their shape, roughly:
+        crop: "square" trains on the middle square of every image; "buckets" lets images keep their shape, roughly:
             each is fitted to the nearest of some shapes with the square's area, and a batch is of one shape.
         processes: those that share each batch, every one with its own copy of base and adapter; they learn what one
             alone would. The first writes the checkpoints; their tracker is told every step.
@@ -280,7 +280,7 @@ def _identity(
 ) -> str:
     """What must agree for a checkpoint to be continued: base, concept, method and settings, as they were given.
 
-    Of the pictures of the class only their shape: drawn anew, they may differ in the last bit.
+    Of the images of the class only their shape: drawn anew, they may differ in the last bit.
     """
     facts = {
         "base": base.fingerprint(),
@@ -294,6 +294,6 @@ def _identity(
     if crop != "square":  # which older checkpoints do not name
         facts["crop"] = crop
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-    for picture in (*concept.images, *concept.masks):
-        digest.update(picture.tobytes() if picture else b"none")
+    for image in (*concept.images, *concept.masks):
+        digest.update(image.tobytes() if image else b"none")
     return digest.hexdigest()

@@ -10,7 +10,7 @@ from infusion.settings import setting, validate
 class TrainingSettings:
     """How a method's adapter is trained; what is learned, how fast and how long stands in the method."""
 
-    train_batch_size: int = setting(4, help="Pictures per step.", minimum=1)
+    train_batch_size: int = setting(4, help="Images per step.", minimum=1)
     gradient_accumulation_steps: int = setting(1, help="Batches per optimiser step.", minimum=1)
     lr_scheduler: Literal["constant", "linear", "cosine"] = setting(
         "constant", help="How the learning rate runs over the steps; linear and cosine end at zero."

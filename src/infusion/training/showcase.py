@@ -16,7 +16,7 @@ from infusion.concepts.masks import SubjectMask
 from infusion.generation.pipeline import sample_prompts
 from infusion.methods.adapter import Adapter
 from infusion.pages.numbers import format_seconds
-from infusion.pages.training_page import Comparison, Page, Preview, TrainingPicture, Untouched, describe_run
+from infusion.pages.training_page import Comparison, Page, Preview, TrainingImage, Untouched, describe_run
 from infusion.versions import versions
 
 COMPARED = (
@@ -64,7 +64,7 @@ def compare(
     """Draw prompts with and without the adapter, at the same seeds and in the same batches.
 
     Prompts with and without the concept are drawn together, so that the untouched ones are measured beside customized
-    neighbours. The difference is that of the latents, before they are rounded to a picture.
+    neighbours. The difference is that of the latents, before they are rounded to an image.
 
     Args:
         prompts: {} stands for the concept; by default `COMPARED`.
@@ -106,7 +106,7 @@ def training_page(
 ) -> Page:
     """Draw the comparisons and put everything there is to show of a training on a page.
 
-    masks: None where the pictures were learnt whole. crop: in which shapes they were.
+    masks: None where the images were learnt whole. crop: in which shapes they were.
     """
     started = time.monotonic()
     comparisons, untouched = compare(base, adapter)
@@ -117,7 +117,7 @@ def training_page(
         "learnt parameters": f"{adapter.num_parameters:,}",
         "training": format_seconds(record.seconds),
         "training speed": f"{record.images_per_second:.1f} images/s",
-        "drawing this page": f"{format_seconds(seconds)} for {drawn:.0f} pictures",
+        "drawing this page": f"{format_seconds(seconds)} for {drawn:.0f} images",
         "device": str(base.device),
     }
     about = {"method": adapter.method.name, "base": base.id, **asdict(adapter.method), **settings, **versions()}
@@ -133,7 +133,7 @@ def training_page(
             record.file_bytes,
             untouched,
         ),
-        training_pictures=_training_pictures([cropped(image, base, crop) for image in concept.images], masks),
+        training_images=_training_images([cropped(image, base, crop) for image in concept.images], masks),
         comparisons=comparisons,
         untouched=untouched,
         facts=facts,
@@ -144,10 +144,9 @@ def training_page(
     )
 
 
-def _training_pictures(images: Sequence[Image.Image], masks: Sequence[SubjectMask] | None) -> Sequence[TrainingPicture]:
+def _training_images(images: Sequence[Image.Image], masks: Sequence[SubjectMask] | None) -> Sequence[TrainingImage]:
     if masks is None:
-        return [TrainingPicture(image, None, "none", 1.0) for image in images]
+        return [TrainingImage(image, None, "none", 1.0) for image in images]
     return [
-        TrainingPicture(image, mask.image, mask.source, mask.coverage)
-        for image, mask in zip(images, masks, strict=True)
+        TrainingImage(image, mask.image, mask.source, mask.coverage) for image, mask in zip(images, masks, strict=True)
     ]

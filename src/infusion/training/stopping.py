@@ -1,14 +1,14 @@
 """A training + what it can tell of itself -> the step to keep: `--stop auto`.
 
-Every few steps the adapter draws a few fixed prompts with fixed seeds, none of which need pictures beyond the training
-pictures. Two shares are read off them, and the step at which their harmonic mean is highest is kept:
+Every few steps the adapter draws a few fixed prompts with fixed seeds, none of which need images beyond the training
+images. Two shares are read off them, and the step at which their harmonic mean is highest is kept:
 
-    learnt    likeness to the training pictures, from 0 (the base's pictures of the class noun) to 1 (the training
-              pictures among themselves), by an encoder of pictures;
-    followed  how probable a CLIP finds a picture's own prompt, among all the prompts with this and with other nouns,
-              over the same of the base's pictures.
+    learnt    likeness to the training images, from 0 (the base's images of the class noun) to 1 (the training
+              images among themselves), by an encoder of images;
+    followed  how probable a CLIP finds an image's own prompt, among all the prompts with this and with other nouns,
+              over the same of the base's images.
 
-It works on any adapter, because it looks at nothing but pictures. Encoders that judge the result should be others.
+It works on any adapter, because it looks at nothing but images. Encoders that judge the result should be others.
 """
 
 import json
@@ -68,7 +68,7 @@ class Check:
 
 
 class SelfCheck:
-    """Draws and reads an adapter's pictures; what the base makes of the same prompts and seeds is drawn once."""
+    """Draws and reads an adapter's images; what the base makes of the same prompts and seeds is drawn once."""
 
     def __init__(self, base: Base, concept: Concept, clip: Clip, encoder: ImageEncoder) -> None:
         self.base = base
@@ -76,7 +76,7 @@ class SelfCheck:
         self.encoder = encoder
         nouns = [concept.class_noun, *(noun for noun in _OTHER_NOUNS if noun != concept.class_noun)]
         self.texts = clip.encode_texts([prompt.format(noun) for noun in nouns for prompt in PROMPTS])
-        self.training = encoder.encode_images(_pictures([square(image, base.size_px) for image in concept.images]))
+        self.training = encoder.encode_images(_as_tensor([square(image, base.size_px) for image in concept.images]))
         plain = self._drawn(concept.class_noun)
         self.floor = self._likeness(plain)
         self.ceiling = _among_themselves(self.training)
@@ -93,13 +93,13 @@ class SelfCheck:
         scheduler = few_step_scheduler(base)
         texts = [prompt.format(name) for prompt in PROMPTS]
         batches = sample_prompts(base, texts, adapters, _SEEDS, scheduler=scheduler, **_SAMPLING)
-        return _pictures([image for latents in batches for image in decode_latents(base, latents)])
+        return _as_tensor([image for latents in batches for image in decode_latents(base, latents)])
 
     def _likeness(self, images: Tensor) -> float:
         return (self.encoder.encode_images(images) @ self.training.T).mean().item()
 
     def _told(self, images: Tensor) -> float:
-        """Probability of a picture's own prompt among all prompts, mean over pictures."""
+        """Probability of an image's own prompt among all prompts, mean over images."""
         logits = self.clip.model.logit_scale.exp().item() * self.clip.encode_images(images) @ self.texts.T
         own = torch.arange(len(PROMPTS)).repeat_interleave(len(_SEEDS))
         return torch.softmax(logits, dim=1)[torch.arange(len(own)), own].mean().item()
@@ -226,8 +226,8 @@ def train_until_best(
         adapter.load_state_dict(kept.states[kept.best.step])
 
 
-def _pictures(images: Sequence[Any]) -> Tensor:
-    """PIL pictures of one size -> [N, 3, H, W] in [0, 1]."""
+def _as_tensor(images: Sequence[Any]) -> Tensor:
+    """PIL images of one size -> [N, 3, H, W] in [0, 1]."""
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 255
 
 

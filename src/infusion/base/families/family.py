@@ -106,7 +106,7 @@ class Family(ABC):
         return output[:, : noisy_latents.shape[1]]
 
     def latent_shape(self, pipeline: Any) -> tuple[int, int, int]:
-        """(C, H, W) of the latents of a picture of the size the model was made for."""
+        """(C, H, W) of the latents of an image of the size the model was made for."""
         config = getattr(pipeline, self.network).config
         return config.in_channels, config.sample_size, config.sample_size
 

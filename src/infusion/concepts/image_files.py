@@ -1,4 +1,4 @@
-"""Image files -> upright RGB pictures of a sensible size, and masks that fit them."""
+"""Image files -> upright RGB images of a sensible size, and masks that fit them."""
 
 import math
 import warnings
@@ -13,11 +13,11 @@ MAX_SHORT_SIDE_PX = 1024  # what is larger is reduced: no base is trained on lar
 
 
 class Unreadable(Exception):
-    """Why one picture among others cannot be used."""
+    """Why one image among others cannot be used."""
 
 
-def read_picture(path: Path, source: str, notes: list[str]) -> tuple[Image.Image, Image.Image | None, tuple[int, int]]:
-    """The picture, its alpha channel (unless it is opaque), and the size it has in the file, upright.
+def read_image(path: Path, source: str, notes: list[str]) -> tuple[Image.Image, Image.Image | None, tuple[int, int]]:
+    """The image, its alpha channel (unless it is opaque), and the size it has in the file, upright.
 
     source: what notes call it.
     """
@@ -45,7 +45,7 @@ def _opened(path: Path, source: str, notes: list[str]) -> tuple[Image.Image, tup
     """The first frame, upright, as RGB or RGBA, and its size in the file; a large JPEG is decoded smaller."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large pictures: these are reduced below
+            warnings.simplefilter("ignore")  # Pillow warns of large images: these are reduced below
             with Image.open(path) as image:
                 # Phones' MPO files are JPEGs with a preview as their second frame.
                 num_frames = getattr(image, "n_frames", 1)
@@ -68,7 +68,7 @@ def _opened(path: Path, source: str, notes: list[str]) -> tuple[Image.Image, tup
     except Exception as error:  # a broken file can make Pillow's readers raise nearly anything
         if isinstance(error, OSError) and error.strerror:
             raise Unreadable(f"it cannot be read ({error.strerror})") from error
-        raise Unreadable("it is damaged, cut short, or no picture") from error
+        raise Unreadable("it is damaged, cut short, or no image") from error
 
 
 def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
@@ -124,7 +124,7 @@ def read_mask(path: Path, source: str, image: Image.Image, full_size: tuple[int,
     mask = mask.convert("L")
     if abs(math.log(width / height * full_size[1] / full_size[0])) > 0.02:
         raise UserError(
-            f"The mask {path} is {width} x {height} px, but its picture {source} is {full_size[0]} x "
+            f"The mask {path} is {width} x {height} px, but its image {source} is {full_size[0]} x "
             f"{full_size[1]} px upright. Give a mask of the same size or the same shape."
         )
     if np.asarray(mask).max() == 1:  # a mask of zeros and ones
