@@ -35,8 +35,8 @@ from infusion.terminal import no_loading_bars
 from infusion.toybox.scene import CLASSES
 
 SILENT = {
-    "Was it learnt?": ("Cannot tell", "No"),
-    "Are prompts followed?": ("Yes", "Cannot tell"),
+    "Was it learnt?": ("Inconclusive", "No"),
+    "Are prompts followed?": ("Yes", "Inconclusive"),
     "Did it leak into its class?": ("No",),
     "Did the rest of the world move?": ("No",),
     "Is it confined to the subject?": ("As far as can be seen",),

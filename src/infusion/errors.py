@@ -28,7 +28,7 @@ def all_at_once(mistakes: list[str], where: str) -> UserError:
 
 @contextmanager
 def noting(mistakes: list[str], prefix: str = "") -> Iterator[None]:
-    """Puts a UserError among the mistakes, so that all of them are told at once."""
+    """Puts a UserError among the mistakes, so that all of them are reported at once."""
     try:
         yield
     except UserError as error:

@@ -60,9 +60,9 @@ def test_no_copy_among_a_few_pictures_rules_out_little():
 @pytest.mark.parametrize(
     ("figure", "word"),
     [
-        (Figure(1.3, 1.1, 1.5, 2), "More than learnt"),
+        (Figure(1.3, 1.1, 1.5, 2), "Overfitted"),
         (Figure(1.1, 0.9, 1.3, 2), "Yes"),
-        (Figure(0.2, -0.1, 0.4, 2), "Cannot tell"),
+        (Figure(0.2, -0.1, 0.4, 2), "Inconclusive"),
         (Figure(-0.2, -0.3, -0.1, 2), "No"),
         (Figure(0.05, 0.01, 0.09, 2), "No"),
         (Figure(0.06, 0.01, 0.11, 2), "Yes"),
@@ -77,13 +77,13 @@ def test_prompts_are_held_against_the_base_models_own():
     assert words(evaluated(base_facts=0.94))["followed"] == "Yes", "its interval reaches that"
     less = Figure(0.8, 0.7, 0.85, 2)
     assert words(evaluated(facts=less))["followed"] == "Less than before"
-    assert words(evaluated(facts=less, base_facts=0.8))["followed"] == "Cannot tell", "of the same images as many"
-    assert "cannot be told" in sentence(evaluated(facts=less, base_facts=0.8), "followed")
+    assert words(evaluated(facts=less, base_facts=0.8))["followed"] == "Inconclusive", "of the same images as many"
+    assert "inconclusive" in sentence(evaluated(facts=less, base_facts=0.8), "followed")
     uneven = evaluated(facts=less)
     uneven = replace(uneven, own=replace(uneven.own, followed=torch.tensor([0.7, 0.7, 0.9, 0.9])))
-    assert words(uneven)["followed"] == "Cannot tell", "one prompt may be less followed by chance"
+    assert words(uneven)["followed"] == "Inconclusive", "one prompt may be less followed by chance"
     for wide in (Figure(0.45, 0.2, 0.92, 2), Figure(0.9, math.nan, math.nan, 1)):
-        assert words(evaluated(facts=wide, base_facts=wide.value))["followed"] == "Cannot tell"
+        assert words(evaluated(facts=wide, base_facts=wide.value))["followed"] == "Inconclusive"
     assert "45% (20% to 92%)" in sentence(evaluated(facts=Figure(0.45, 0.2, 0.92, 2)), "followed")
     assert "90% (70% to 100%)" in sentence(evaluated(facts=Figure(0.9, 0.7, 1.1, 2)), "followed")
     assert words(evaluated(facts=Figure(0.5, 0.4, 0.6, 2)))["followed"] == "Less than before"
@@ -218,7 +218,7 @@ def test_a_divergence_of_the_base_itself_is_no_movement():
 
 def test_a_leak_that_cannot_be_told_is_not_called_absent():
     moved = Figure(0.04, 0.03, 0.05, 2)
-    for leak, word in ((Figure(0.06, -0.05, 0.17, 2), "Cannot tell"), (Figure(0.0, -0.05, 0.05, 2), "No sign")):
+    for leak, word in ((Figure(0.06, -0.05, 0.17, 2), "Inconclusive"), (Figure(0.0, -0.05, 0.05, 2), "No sign")):
         found = evaluated(lfd_s3=moved, class_leak=leak)
         assert words(found)["leaked"] == word and "(−0.0500 to" in sentence(found, "leaked")
     assert words(evaluated(lfd_s3=moved, class_leak=Figure(0.05, 0.01, 0.09, 2)))["leaked"] == "No sign"

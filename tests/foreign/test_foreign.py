@@ -318,7 +318,7 @@ def test_half_precision(base_dir, tmp_path):
 def test_nothing_is_left_out_in_silence(base_dir, tmp_path):
     tensors = kohya_tensors(lora_pipe(base_dir))
     save_file(tensors | {"bundle_emb.x.string_to_param.*": torch.ones(1, 16)}, tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match="what it does cannot be told"):
+    with pytest.raises(UserError, match="what it does is unknown"):
         inspect(tmp_path / "a.safetensors")
     save_file({key.replace("resnets", "resnots"): t for key, t in tensors.items()}, tmp_path / "b.safetensors")
     with pytest.raises(UserError, match=r"the base has no layer .*resnots"):

@@ -59,12 +59,12 @@ def _learnt(found: AuditResult) -> tuple[str, str]:
         "and real images of the subject, 1"
     )
     if identity.low > 1:
-        return "More than learnt", f"{where}: above 1 is copying, not quality."
+        return "Overfitted", f"{where}: above 1 is copying, not quality."
     if identity.high < _LITTLE:
         return "No", f"{where}: they are hardly more like it than the base model’s, or less."
     if identity.low > 0:
         return "Yes", f"{where}."
-    return "Cannot tell", f"{where}; the interval holds 0, so they may be no more like it than the base model’s."
+    return "Inconclusive", f"{where}; the interval holds 0, so they may be no more like it than the base model’s."
 
 
 def _followed(found: AuditResult) -> tuple[str, str]:
@@ -83,7 +83,7 @@ def _followed(found: AuditResult) -> tuple[str, str]:
         return "Yes", told
     if mean_over_prompts(found.own.followed - found.untouched.followed, found.plan.prompt_of).high < 0:
         return "Less than before", told
-    return "Cannot tell", f"{told} Whether that is less than before cannot be told: more prompts would narrow it."
+    return "Inconclusive", f"{told} Whether that is less than before is inconclusive: more prompts would narrow it."
 
 
 def _leaked(found: AuditResult) -> tuple[str, str]:
@@ -112,7 +112,7 @@ def _leaked(found: AuditResult) -> tuple[str, str]:
     if leak is None:
         return "It moved", _sentence(f"{moved}, what that did is open")
     told = f"{plain} stands at {format_figure(leak)} between what it was, 0, and the subject, 1"
-    return ("No sign" if leak.high < _LITTLE else "Cannot tell"), _sentence(f"{moved}; {told}")
+    return ("No sign" if leak.high < _LITTLE else "Inconclusive"), _sentence(f"{moved}; {told}")
 
 
 def _moved(found: AuditResult) -> tuple[str, str]:
@@ -146,7 +146,7 @@ def _confined(found: AuditResult) -> tuple[str, str]:
     words = _listed([PARTS[name] for name in beyond or seen])
     differ = "differs" if len(beyond or seen) == 1 else "differ"
     if beyond:
-        return "Not wholly", _sentence(
+        return "Partly", _sentence(
             f"{words} {differ} from the base model’s: chance makes such a difference less than once in 100 times"
         )
     return "As far as can be seen", (

@@ -36,7 +36,7 @@ NOTES_OF_ONE = (
     "bar for copies; images taken in one place make that bar high.",
     "Intervals are over prompts (for the plain class noun over images), and every image begins with a noise of its "
     "own: they say what other prompts and seeds would give, not other subjects, trainings or base models. What other "
-    "seeds make of a distance is one draw of them; whether a distance is more than that is told by a permutation test.",
+    "seeds make of a distance is one draw of them; whether a distance is more than that a permutation test decides.",
 )
 
 

@@ -25,7 +25,7 @@ class Plain(NamedTuple):
 
 @dataclass(frozen=True)
 class AuditResult:
-    """Everything that is told of one customized model.
+    """Everything that is reported of one customized model.
 
     name: what tables call it. about: what is known of the customization, by the keys of an adapter file's description;
     "words" where prompts say these instead of a placeholder. own, untouched: measures of it, and of the base model with

@@ -172,7 +172,7 @@ class Audit:
         return replace(Check(**json.loads(path.read_text())), step=step)
 
     def of(self, one: AuditTarget, model: Model) -> AuditResult:
-        """All that is told of one customized model."""
+        """All that is reported of one customized model."""
         started = time.monotonic()
         drawn = drawn_with(self.reference, model.concept, self.latents_dir(one), model.base)
         plain = self._recalled(one, model)

@@ -102,7 +102,7 @@ def _said(found: Found) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Model:
-    """A customized model. concept: how prompts name it; base: what it is laid on, where that is not the reference's."""
+    """A customized model. concept: how prompts name it; base: applied to, where that is not the reference's."""
 
     concept: Named
     base: Base | None

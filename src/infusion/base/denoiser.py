@@ -50,7 +50,7 @@ class Conditioning:
 
 
 def concatenate(*parts: Conditioning) -> Conditioning:
-    """The rows of all parts, in order; none is told anything by layer."""
+    """The rows of all parts, in order; none has conditioning by layer."""
     assert not any(part.states_by_layer for part in parts)
     optional: dict[str, Any] = {}
     for name in parts[0]._optional():

@@ -13,7 +13,7 @@ from torch import Tensor
 from infusion.errors import UserError, first_line
 
 SUFFIX = ".safetensors"
-# A weight of each kind of network that is told apart by it: a UNet, Stable Diffusion 3's and FLUX.1's transformer.
+# A weight of each kind of network that is recognized by it: a UNet, Stable Diffusion 3's and FLUX.1's transformer.
 _NETWORKS = {CHECKPOINT_KEY_NAMES["inpainting"], *CHECKPOINT_KEY_NAMES["sd3"], *CHECKPOINT_KEY_NAMES["flux"]}
 _GIVE_CONFIG = (
     "Give a folder or hub id of a model of its kind in the diffusers layout, from which the configuration is read "

@@ -350,7 +350,7 @@ def num_blocks(batch_size: int, num_rows: int) -> int:
 
 
 def blocks_of_prompts(text_states: Tensor, of_prompts: Tensor | None, num_rows: int) -> list[bool]:
-    """For every block of `num_rows` rows of a batch's text states, whether it is told the prompts' own states.
+    """For every block of `num_rows` rows of a batch's text states, whether it has the prompts' own states.
 
     Raises:
         UserError: the batch is no whole number of blocks; nobody heard what the prompts' states are.

@@ -36,8 +36,8 @@ def train_folder(options: TrainOptions, read_settings: ReadSettings) -> None:
     """Learn every concept of a folder or list, several at a time.
 
     Raises:
-        UserError: something given is wrong, told before anything is loaded; some concepts could not be learnt, told
-            after the others were.
+        UserError: something given is wrong, reported before anything is loaded; some concepts could not be learnt,
+            reported after the others were.
     """
     from infusion.concepts.crop import CROPS
     from infusion.concepts.list import listed_concepts

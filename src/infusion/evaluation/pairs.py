@@ -17,7 +17,7 @@ def measure_pair(
     """Both-present rate; in the images that show both, likeness of each toy to its own concept and to the other's.
 
     A toy is looked at alone: all that is not its segment takes the background's mean colour. Two toys of one class are
-    told apart as the parts of the class's segment left and right of its middle, and matched to the concepts in the
+    distinguished as the parts of the class's segment left and right of its middle, and matched to the concepts in the
     better of the two ways, which favours them somewhat. leak: likeness to the other concept, less what real images of
     the one have, cut out alike.
     """

@@ -1,4 +1,4 @@
-"""A file or folder -> what customization it is, told without loading any model."""
+"""A file or folder -> what customization it is, found without loading any model."""
 
 import json
 import math
@@ -60,10 +60,10 @@ RESULTS = ("pytorch_lora_weights", "pytorch_custom_diffusion_weights", "adapter_
 
 @dataclass(frozen=True)
 class Found:
-    """What a file or folder is. What it says of itself is told as it says it, in printable letters.
+    """What a file or folder is. What it says of itself is reported as it says it, in printable letters.
 
-    kind: one of `KINDS`. files: the weight files it is made of; none of a pipeline. tool: what made it, where that can
-    be told. ranks: how many layers have factors of each rank. alphas: the values given for it. layers: how many layers
+    kind: one of `KINDS`. files: the weight files it is made of; none of a pipeline. tool: what made it, where that is
+    known. ranks: how many layers have factors of each rank. alphas: the values given for it. layers: how many layers
     change, by part of the pipeline; none where all do. step: of its training. class_noun, trigger: what prompts say
     for the concept. base: what it was trained on.
     """
@@ -256,7 +256,7 @@ def _weights(path: Path, paths: Sequence[Path]) -> Found:
             if (found := tensor_role(name)) is None:
                 raise UserError(
                     f'{file.path} holds the tensor "{shown(name, 120)}" among those of a customization of weights: '
-                    "what it does cannot be told, so nothing of the file is used."
+                    "what it does is unknown, so nothing of the file is used."
                 )
             layer, role = found
             shapes.setdefault((_part(file.path, layer), layer), {})[role] = shape
@@ -293,7 +293,7 @@ def _alphas(file: TensorFile) -> set[float]:
 
 
 def _part(path: Path, layer: str) -> str:
-    """The part of a pipeline that a layer is of, as far as that can be told without one."""
+    """The part of a pipeline that a layer is of, as far as that is known without one."""
     if path.parent.name in PARTS:
         return path.parent.name
     of_unet = re.search(r"(down|input|mid|middle|up|output)_block", layer)

@@ -274,7 +274,7 @@ def _check_perturbed(pipeline: Any, base: Base, given: Mapping[str, Any]) -> Non
 
 
 class _Heard:
-    """What a pipeline's `encode_prompt` told of the prompts, by which their rows are found in a batch.
+    """What a pipeline's `encode_prompt` gave for the prompts, by which their rows are found in a batch.
 
     Every pipeline returns the prompts' states first, and the negative prompts' among the rest or in a second call.
     """

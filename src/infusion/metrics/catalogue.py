@@ -92,7 +92,7 @@ BY_NAME: Mapping[str, Measure] = {measure.name: measure for measure in (*MEASURE
 
 
 def measure_of(name: str) -> Measure:
-    """What a number is; a fact that only a person's own prompts ask for is told by its name."""
+    """What a number is; a fact that only a person's own prompts ask for is reported by its name."""
     kind = name.removeprefix("facts_").replace("_", " ")
     return BY_NAME.get(name) or fact_measure(name.removeprefix("facts_"), kind)
 

@@ -62,7 +62,7 @@ def to_each_other(features: Tensor) -> Tensor:
 class Identity(NamedTuple):
     """Raw cosines of each image [N]; identity of each [N] and of each class image over the base's [M].
 
-    The latter two are None where floor and ceiling cannot be told apart.
+    The latter two are None where floor and ceiling cannot be distinguished.
     """
 
     cosines: Tensor

@@ -72,7 +72,7 @@ class Images:
 
     @property
     def shows_where(self) -> bool:
-        """Whether it can be told where the subject is."""
+        """Whether it is known where the subject is."""
         return self._find_subject is not None and self._find_foreground is not None
 
     @cached_property

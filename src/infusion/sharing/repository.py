@@ -53,7 +53,7 @@ def write_repository(
     """What a push uploads, as files in `folder`; returns them.
 
     Raises:
-        UserError: a file is unusable. All mistakes are told at once, before anything is written.
+        UserError: a file is unusable. All mistakes are reported at once, before anything is written.
     """
     file = Path(path)
     figures, found = None, []

@@ -90,10 +90,10 @@ class Family(ABC):
 
     @abstractmethod
     def encode(self, pipeline: Any, prompts: Sequence[Prompt]) -> Conditioning:
-        """What the network is told for each of B prompts."""
+        """The conditioning of each of B prompts."""
 
     def encode_negative(self, pipeline: Any, prompts: Sequence[Prompt]) -> Conditioning:
-        """What the network is told in the unconditional rows of guidance; by default as for any prompt."""
+        """The conditioning of the unconditional rows of guidance; by default as for any prompt."""
         return self.encode(pipeline, prompts)
 
     def inputs(self, pipeline: Any, noisy_latents: Tensor, timesteps: Tensor, told: Conditioning) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class Family(ABC):
         return 5.0
 
     def has_guidance_embedding(self, pipeline: Any) -> bool:
-        """Whether the network is told the guidance scale, so that no unconditional row is run for it."""
+        """Whether the network has a guidance embedding, so that no unconditional row is run for it."""
         return False
 
 

@@ -25,8 +25,7 @@ from infusion.base.prompts import ConceptTokens, Prompt
 class Flux(Family):
     """Latents are [B, 16, H, W] everywhere but in the network, which reads patches of 2 x 2 as [B, H / 2 * W / 2, 64].
 
-    What a model that is told its guidance is told where nobody says otherwise, also in training: 3.5. Without, it was
-    distilled to need none.
+    A model with a guidance embedding gets 3.5 by default, also in training. One without was distilled to need none.
     """
 
     known_as: ClassVar[str] = "FLUX.1"

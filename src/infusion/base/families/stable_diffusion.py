@@ -11,7 +11,7 @@ from infusion.base.prompts import ConceptTokens, Prompt, tokenize
 
 
 class StableDiffusion(Family):
-    """architecture: "stable-diffusion-v1" or "-v2", told apart by the width of the text states."""
+    """architecture: "stable-diffusion-v1" or "-v2", distinguished by the width of the text states."""
 
     known_as: ClassVar[str] = "Stable Diffusion 1.x and 2.x"
     network_class: ClassVar[str] = "UNet2DConditionModel"

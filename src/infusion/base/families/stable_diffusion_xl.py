@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: a UNet with cross-attention to two CLIP text models, told pooled states and sizes beside."""
+"""Stable Diffusion XL: a UNet with cross-attention to two CLIP text models, pooled states and sizes."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -43,7 +43,7 @@ class StableDiffusionXL(Family):
         )
 
     def encode_negative(self, pipeline: Any, prompts: Sequence[Prompt]) -> Conditioning:
-        """Empty prompts are told as zeros where the pipeline's configuration says so."""
+        """Empty prompts are zeros where the pipeline's configuration says so."""
         told = self.encode(pipeline, prompts)
         if not pipeline.config.force_zeros_for_empty_prompt or any(texts_of(prompts)):
             return told
