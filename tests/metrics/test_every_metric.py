@@ -42,7 +42,7 @@ def whole_gaussian_w2(x, y):
 
 
 def boxes_w2(x, y):
-    return layout_w2(in_boxes(x), in_boxes(y)).w2
+    return layout_w2(in_boxes(x), in_boxes(y))
 
 
 def fisher(x, y):

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from infusion.errors import UserError
 from infusion.foreign.layer_names import PARTS, part_of
@@ -25,7 +25,7 @@ from infusion.foreign.textual_inversion import token_of, tool_of_words, vectors_
 from infusion.foreign.weight_changes import kind_of, rank_of, tensor_role
 from infusion.hub import model_path
 
-KINDS = (
+Kind = Literal[
     "infusion adapter",
     "LoRA",
     "LyCORIS",
@@ -34,7 +34,7 @@ KINDS = (
     "fine-tuned weights",
     "pipeline",
     "single-file checkpoint",
-)
+]
 _READABLE = (
     "LoRA and LyCORIS files, Textual Inversions, Custom Diffusion weights, fine-tuned pipelines and single-file "
     "checkpoints can be read"
@@ -62,14 +62,14 @@ RESULTS = ("pytorch_lora_weights", "pytorch_custom_diffusion_weights", "adapter_
 class Found:
     """What a file or folder is. What it says of itself is reported as it says it, in printable letters.
 
-    kind: one of `KINDS`. files: the weight files it is made of; none of a pipeline. tool: what made it, where that is
+    files: the weight files it is made of; none of a pipeline. tool: what made it, where that is
     known. ranks: how many layers have factors of each rank. alphas: the values given for it. layers: how many layers
     change, by part of the pipeline; none where all do. step: of its training. class_noun, trigger: what prompts say
     for the concept. base: what it was trained on.
     """
 
     path: Path
-    kind: str
+    kind: Kind
     files: tuple[Path, ...] = ()
     tool: str | None = None
     file_bytes: int = 0
@@ -305,7 +305,7 @@ def _said(file: TensorFile, path: Path) -> dict[str, Any]:
     return said_by_folder(file.path.parent) | said_by_name(path) | said_by_file(file)
 
 
-def _measured(path: Path, kind: str, files: Sequence[TensorFile]) -> Found:
+def _measured(path: Path, kind: Kind, files: Sequence[TensorFile]) -> Found:
     shapes = [shape for file in files for name, shape in file.shapes.items() if not name.endswith("alpha")]
     return Found(
         path,

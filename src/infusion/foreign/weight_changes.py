@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -94,7 +95,7 @@ def tensor_role(name: str) -> tuple[str, str] | None:
     return found["layer"], kind
 
 
-def kind_of(roles: Collection[str]) -> str:
+def kind_of(roles: Collection[str]) -> Literal["Custom Diffusion", "LyCORIS", "LoRA"]:
     """The name of the customization whose layers have tensors of these roles."""
     if any(role.startswith("whole") for role in roles):
         return "Custom Diffusion"

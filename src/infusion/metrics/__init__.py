@@ -7,7 +7,6 @@ from infusion.metrics.alignment import text_alignment
 from infusion.metrics.collapse import collapse_ratio
 from infusion.metrics.copies import Nearest, nearest_reference, never_nearer
 from infusion.metrics.distances import (
-    LayoutDistance,
     exact_w2,
     gaussian_w2,
     layout,
@@ -48,7 +47,6 @@ __all__ = [
     "Evidence",
     "Images",
     "LatentFisher",
-    "LayoutDistance",
     "Measure",
     "Metric",
     "Nearest",

@@ -10,7 +10,6 @@ it moved onto the training images.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from scipy.spatial.distance import cdist
@@ -105,20 +104,10 @@ def _extent(line: np.ndarray) -> tuple[float, float]:
     return first / len(line), (last + 1 - first) / len(line)
 
 
-class LayoutDistance(NamedTuple):
-    """W2 between the boxes of the subjects that were found, and the share of images where one was found."""
-
-    w2: float
-    found_in_x: float
-    found_in_y: float
-
-
-def layout_w2(x: np.ndarray, y: np.ndarray, distance: Distance = exact_w2) -> LayoutDistance:
-    """Boxes [N, 4] and [M, 4] of `layout` -> W2 of those found (NaN if a side has none), and the shares found."""
-    found_x, found_y = (~np.isnan(boxes).any(axis=1) for boxes in (x, y))
-    some = found_x.any() and found_y.any()
-    w2 = distance(x[found_x], y[found_y]) if some else float("nan")
-    return LayoutDistance(w2, float(found_x.mean()), float(found_y.mean()))
+def layout_w2(x: np.ndarray, y: np.ndarray, distance: Distance = exact_w2) -> float:
+    """Boxes [N, 4] and [M, 4] of `layout` -> W2 of those found; NaN where a side has none."""
+    found_x, found_y = (boxes[~np.isnan(boxes).any(axis=1)] for boxes in (x, y))
+    return distance(found_x, found_y) if len(found_x) and len(found_y) else float("nan")
 
 
 def style_features(images: Tensor, sentences: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def distances(base: Features, customized: Features) -> dict[str, float]:
         "w2_exact": exact_w2(base.whole, customized.whole),
         "w2_sliced": sliced_w2(base.whole, customized.whole),
         "w2_background": exact_w2(base.background, customized.background),
-        "w2_layout": layout_w2(base.layout, customized.layout).w2,
+        "w2_layout": layout_w2(base.layout, customized.layout),
         "w2_style": exact_w2(base.style, customized.style),
     }
 
