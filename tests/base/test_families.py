@@ -446,6 +446,7 @@ def test_half_precision_trains_and_draws(pipeline, base, concept):
     assert picture.size == (base.size_px,) * 2
 
 
+@pytest.mark.slow
 def test_half_precision_draws_what_the_stock_pipeline_draws(pipeline, base, concept):
     """In a precision this coarse, nothing but the same arithmetic gives the same latents."""
     halved(pipeline)

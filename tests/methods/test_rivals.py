@@ -349,6 +349,7 @@ def test_merged_weights_keep_every_concepts_outputs(concept):
             torch.testing.assert_close(states @ weights[path].T, states @ own.T, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("nouns", "size"), [(("car", "robot"), 0.2), (("car", "car"), 0.01)])
 def test_merged_weights_change_typical_outputs_less_than_their_average_does(concept, nouns, size):
     """Also where two concepts of one class have hardly left their common start."""
@@ -485,6 +486,7 @@ def test_an_adapter_for_another_architecture_is_refused(base, concept, tmp_path,
 # --- precision ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_bases_keep_fp32_adapters(base_dir, concept, method, dtype):
